@@ -1,0 +1,60 @@
+"""The three places on disk, and no others: cache, data, runs.
+
+Invariant: whatever lies in the cache can be rebuilt; nothing is written outside these places.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agentgym.errors import StorageFailed
+
+
+def cache_dir(*parts: str) -> Path:
+    """``$AGENTGYM_CACHE`` (default: the XDG cache), joined with ``parts`` and created."""
+    root = os.environ.get("AGENTGYM_CACHE") or _xdg("XDG_CACHE_HOME", ".cache")
+    path = Path(root).expanduser().joinpath(*parts)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot create the cache folder {path}: {error.strerror}",
+            hint="set AGENTGYM_CACHE to a folder that can be written",
+        ) from error
+    return path
+
+
+def data_path() -> list[Path]:
+    """The folders searched for data sets: ``$AGENTGYM_DATA`` (``:``-separated), then the XDG data folder."""
+    listed = [Path(p).expanduser() for p in os.environ.get("AGENTGYM_DATA", "").split(os.pathsep) if p]
+    return [*listed, Path(_xdg("XDG_DATA_HOME", ".local/share"))]
+
+
+def find_data(*parts: str) -> Path | None:
+    """The first existing file or folder ``parts`` on the data path, or ``None``."""
+    return next((p for root in data_path() if (p := root.joinpath(*parts)).exists()), None)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary sibling of ``path`` that replaces it when the block ends without an error.
+
+    Readers never see half a file; a crash leaves the old one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _xdg(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / default) / "agentgym"

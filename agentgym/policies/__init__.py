@@ -1,0 +1,1 @@
+"""Policies: everything that answers a request with a completion."""

@@ -1,0 +1,143 @@
+"""Ids of environments, in Gymnasium's own registry.
+
+Invariant: registering imports no family; a family is imported when one of its ids is made. An unknown id
+lists the near ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import registry as gymnasium_registry
+
+from agentgym import plugins
+from agentgym.env import Env
+from agentgym.errors import AgentGymError, MissingDependency, UnknownName, UsageError
+
+NAMESPACE = "agentgym"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What is known of an id without importing it.
+
+    Attributes:
+        id: ``namespace/Name-vN``.
+        entry_point: ``package.module:Class``.
+        extra: The extra that holds its dependencies.
+        summary: One line.
+        kwargs: Arguments of the class.
+    """
+
+    id: str
+    entry_point: str
+    extra: str = ""
+    summary: str = ""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+_families: dict[str, Family] = {}
+
+
+def register(
+    id: str, entry_point: str, *, extra: str = "", summary: str = "", kwargs: Mapping[str, Any] | None = None
+) -> None:
+    """Register an environment under a versioned id.
+
+    Args:
+        id: ``namespace/Name-vN``.
+        entry_point: ``package.module:Class``, a subclass of :class:`agentgym.Env`.
+        extra: The extra of ``agentgym-llm`` that holds its dependencies, if any.
+        summary: One line for ``agentgym list``.
+        kwargs: Arguments of the class.
+
+    Raises:
+        UsageError: The id has no version, or another entry point holds it.
+    """
+    family = Family(id, entry_point, extra, summary, dict(kwargs or {}))
+    if "-v" not in id:
+        raise UsageError(f"the id {id!r} has no version", hint=f"call it {id}-v0")
+    if id in _families and _families[id] != family:
+        raise UsageError(f"{id!r} is already registered for {_families[id].entry_point}")
+    _families[id] = family
+    if id not in gymnasium_registry:
+        gymnasium.register(id=id, entry_point=entry_point, kwargs=dict(family.kwargs))
+
+
+def families() -> dict[str, Family]:
+    """Every registered id: built-in ones and those of installed plug-ins, by id."""
+    plugins.load_environments()
+    return dict(sorted(_families.items()))
+
+
+def resolve(id: str) -> str:
+    """``id`` as Gymnasium knows it: plug-ins are loaded, a bare name gets the ``agentgym/`` namespace.
+
+    Raises:
+        UnknownName: No such id.
+    """
+    id = id.removeprefix("agentgym:")
+    for candidate in (id, f"{NAMESPACE}/{id}"):
+        if candidate in gymnasium_registry:
+            return candidate
+    plugins.load_environments()
+    for candidate in (id, f"{NAMESPACE}/{id}"):
+        if candidate in gymnasium_registry:
+            return candidate
+    near = {i.removeprefix(f"{NAMESPACE}/") if "/" not in id else i: i for i in _families}
+    raise UnknownName("environment", id, near, hint="`agentgym list` shows all ids")
+
+
+def make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """Make an environment.
+
+    Args:
+        id: A registered id (``agentgym/`` may be left out), any Gymnasium id whose package is imported, or
+            an import path ``package.module:Class``.
+        **kwargs: Arguments of the class.
+
+    Returns:
+        The environment as ``gymnasium.make`` wraps it, without the passive checker
+        (``agentgym check`` is the thorough one) and without the order enforcer (:class:`agentgym.Env`
+        enforces order itself).
+
+    Raises:
+        UnknownName: No such id; the near ones are listed.
+        MissingDependency: The family's packages are not installed; the extra is named.
+        UsageError: The class refuses the arguments.
+    """
+    if ":" in id and not id.startswith("agentgym:"):
+        return plugins.import_path(id)(**kwargs)  # type: ignore[no-any-return]
+    name = resolve(id)
+    family = _families.get(name)
+    try:
+        if family is None:
+            return gymnasium.make(name, **kwargs)
+        return gymnasium.make(name, disable_env_checker=True, order_enforce=False, **kwargs)  # type: ignore[call-arg]
+    except AgentGymError:
+        raise
+    except ModuleNotFoundError as error:
+        if family is not None and family.extra:
+            raise MissingDependency(error.name or str(error), family.extra) from error
+        raise
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise UsageError(f"{name}: {error}".split(" was raised")[0]) from error
+        raise
+
+
+def base(env: gymnasium.Env[Any, Any]) -> Env[Any]:
+    """The :class:`agentgym.Env` under ``env``'s wrappers.
+
+    Raises:
+        UsageError: The base is another kind of environment.
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, Env):
+        raise UsageError(
+            f"{type(inner).__name__} is no agentgym.Env", hint="bridge it: see docs/guides/new-environment"
+        )
+    return inner

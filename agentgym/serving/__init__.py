@@ -1,0 +1,1 @@
+"""Serving policies and environments to other processes."""

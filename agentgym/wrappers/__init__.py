@@ -1,0 +1,1 @@
+"""Wrappers that work on any environment."""

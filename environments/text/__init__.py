@@ -1,0 +1,1 @@
+"""Text games and text worlds."""
