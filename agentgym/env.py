@@ -256,7 +256,7 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
                 if not _same(made._last, self._last):
                     made.close()
                     raise EnvironmentFailed(
-                        f"replaying {len(self._actions)} actions of {self._task.id!r} changed the observation",
+                        f"replaying {len(self._actions)} actions of {self._task.id!r} did not reproduce it",
                         hint="the environment is not deterministic: run `agentgym check` on it",
                     )
         made._np_random = copy.deepcopy(self._np_random)
