@@ -103,11 +103,19 @@ class Completion:
 
 
 class Policy(ABC):
-    """A policy. One instance serves many episodes at once; it must not keep state of an episode."""
+    """A policy. One instance serves many episodes at once; it must not keep state of an episode.
+
+    Attributes:
+        name: For reports.
+        renderer: How messages become prompt ids; ``None`` for a policy that speaks text.
+        version: Of the weights; grows with every :meth:`update_weights`.
+        context_limit: Tokens that prompt and completion may have together, where there is a limit.
+    """
 
     name: str = "policy"
     renderer: Renderer | None = None
     version: int = 0
+    context_limit: int | None = None
 
     @abstractmethod
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:

@@ -1,0 +1,286 @@
+"""A pool of environments on the event loop, on threads, or in worker processes.
+
+Invariants: every operation has a deadline and one owner; an environment that failed or hung is never
+given out again, another takes its place; everything started is ended by ``aclose``. A thread cannot be
+killed: one that misses its deadline is abandoned and counted, and past a cap the pool refuses to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from agentgym.env import Worker
+from agentgym.errors import AgentGymError, DeadlineExceeded, EnvironmentFailed
+from agentgym.rollout import worker as wire
+from agentgym.rollout.host import Host, Reply
+from agentgym.wrappers.stack import EnvConfig
+
+BUILD_SECONDS = 120.0
+CLOSE_SECONDS = 10.0
+
+
+class Handle(ABC):
+    """One environment that belongs to one episode at a time."""
+
+    def __init__(self, config: EnvConfig) -> None:
+        self._config = config
+
+    @abstractmethod
+    async def reset(self, seed: int | None, task_id: str | None, seconds: float) -> Reply:
+        """Start an episode within ``seconds``.
+
+        Raises:
+            InfrastructureError: The environment failed or missed the deadline.
+        """
+
+    @abstractmethod
+    async def step(self, action: str, seconds: float) -> Reply:
+        """Take one step within ``seconds``; raises as :meth:`reset`."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End it cleanly, within a deadline."""
+
+    @abstractmethod
+    async def discard(self) -> None:
+        """End it without asking: it failed or hangs."""
+
+
+class _LoopHandle(Handle):
+    """On the event loop."""
+
+    _host: Host | None = None
+
+    async def reset(self, seed: int | None, task_id: str | None, seconds: float) -> Reply:
+        if self._host is None:
+            self._host = Host(self._config)
+        return await _within("reset", seconds, self._host.areset(seed, task_id))
+
+    async def step(self, action: str, seconds: float) -> Reply:
+        assert self._host is not None
+        return await _within("step", seconds, self._host.astep(action))
+
+    async def close(self) -> None:
+        if self._host is not None:
+            await _within("close", CLOSE_SECONDS, self._host.aclose())
+
+    async def discard(self) -> None:
+        with contextlib.suppress(Exception):
+            await self.close()
+
+
+class _ThreadHandle(Handle):
+    """On a daemon thread of its own, which builds, drives and closes the environment."""
+
+    _host: Host | None = None
+
+    def __init__(self, config: EnvConfig) -> None:
+        super().__init__(config)
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        self.thread = threading.Thread(target=self._serve, name="agentgym-env", daemon=True)
+        self.thread.start()
+
+    async def reset(self, seed: int | None, task_id: str | None, seconds: float) -> Reply:
+        return await self._call("reset", seconds, lambda: self._built().reset(seed, task_id))
+
+    async def step(self, action: str, seconds: float) -> Reply:
+        return await self._call("step", seconds, lambda: self._built().step(action))
+
+    async def close(self) -> None:
+        try:
+            await self._call("close", CLOSE_SECONDS, self._shut)
+        finally:
+            await self.discard()
+
+    async def discard(self) -> None:
+        self._calls.put(None)
+
+    def _built(self) -> Host:
+        if self._host is None:
+            self._host = Host(self._config)
+        return self._host
+
+    def _shut(self) -> None:
+        host, self._host = self._host, None
+        if host is not None:
+            host.close()
+
+    async def _call(self, what: str, seconds: float, function: Callable[[], Any]) -> Any:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls.put((function, future))
+        return await _within(what, seconds, future)
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, future = call
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as caught:
+                error = caught
+            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+                future.get_loop().call_soon_threadsafe(_settle, future, result, error)
+        with contextlib.suppress(Exception):
+            self._shut()
+
+
+class _ProcessHandle(Handle):
+    """In a worker process of its own, in a process group that is killed as one."""
+
+    _process: asyncio.subprocess.Process | None = None
+
+    async def reset(self, seed: int | None, task_id: str | None, seconds: float) -> Reply:
+        if self._process is None:
+            await self._start()
+        return wire.reply_from_json(
+            await self._call(seconds, {"call": "reset", "seed": seed, "task_id": task_id})
+        )
+
+    async def step(self, action: str, seconds: float) -> Reply:
+        return wire.reply_from_json(await self._call(seconds, {"call": "step", "action": action}))
+
+    async def close(self) -> None:
+        try:
+            if self._process is not None:
+                await self._call(CLOSE_SECONDS, {"call": "close"})
+        finally:
+            await self.discard()
+
+    async def discard(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if process.stdin is not None:
+                process.stdin.close()
+            await process.wait()
+
+    async def _start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "agentgym.rollout.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            limit=2**26,
+        )
+        await self._call(BUILD_SECONDS, {"call": "build", "config": self._config.to_json()})
+
+    async def _call(self, seconds: float, request: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = await _within(request["call"], seconds, self._exchange(request))
+        if "error" in answer:
+            raise _rebuilt(answer)
+        return answer
+
+    async def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(wire.pack(request))
+            await process.stdin.drain()
+            header = await process.stdout.readexactly(4)
+            answer: dict[str, Any] = wire.unpack(await process.stdout.readexactly(wire.frame_length(header)))
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            code = await process.wait()
+            raise EnvironmentFailed(
+                f"the worker process died during {request['call']} (exit code {code})",
+                hint="its last words are on stderr",
+            ) from error
+        return answer
+
+
+class EnvPool:
+    """At most ``size`` environments of one configuration, made when first needed and used again.
+
+    Args:
+        config: What to build.
+        size: How many may live at once.
+        abandon_limit: How many hung threads are tolerated before the pool refuses.
+    """
+
+    def __init__(self, config: EnvConfig, size: int, *, abandon_limit: int = 16) -> None:
+        self.config, self.size = config, size
+        self.kind: Worker = config.resolve_worker()
+        self._abandon_limit = abandon_limit
+        self._idle: list[Handle] = []
+        self._discarded: list[threading.Thread] = []
+        self._slots = asyncio.Semaphore(size)
+
+    @contextlib.asynccontextmanager
+    async def lease(self) -> AsyncIterator[Handle]:
+        """A handle for one episode. An error in the block discards it; the next lease makes another."""
+        async with self._slots:
+            handle = self._idle.pop() if self._idle else self._make()
+            try:
+                yield handle
+            except BaseException:
+                # Shielded: a cancelled episode still ends what it started.
+                await asyncio.shield(handle.discard())
+                if isinstance(handle, _ThreadHandle):
+                    self._discarded.append(handle.thread)
+                raise
+            self._idle.append(handle)
+
+    async def aclose(self) -> None:
+        """Close every idle environment; leases must have ended."""
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(handle.close() for handle in idle), return_exceptions=True)
+
+    @property
+    def abandoned(self) -> int:
+        """Threads that were discarded and still run: they hang, or are about to end."""
+        self._discarded = [thread for thread in self._discarded if thread.is_alive()]
+        return len(self._discarded)
+
+    def _make(self) -> Handle:
+        if self.kind == "process":
+            return _ProcessHandle(self.config)
+        if self.kind == "async":
+            return _LoopHandle(self.config)
+        if self.abandoned >= self._abandon_limit:
+            raise EnvironmentFailed(
+                f"{self.abandoned} environment threads hang and cannot be killed",
+                hint='run this environment in worker processes: EnvConfig(worker="process")',
+            )
+        return _ThreadHandle(self.config)
+
+
+async def _within(what: str, seconds: float, awaitable: Any) -> Any:
+    try:
+        async with asyncio.timeout(seconds):
+            return await awaitable
+    except TimeoutError as error:
+        raise DeadlineExceeded(what, seconds) from error
+    except (AgentGymError, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        raise EnvironmentFailed(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error if isinstance(error, Exception) else EnvironmentFailed(repr(error)))
+
+
+def _rebuilt(answer: dict[str, Any]) -> AgentGymError:
+    """A worker's error on this side."""
+    if answer["boundary"] is None:  # a person's mistake, or a missing part: not a failure of infrastructure
+        return AgentGymError(answer["message"], hint=answer["hint"])
+    message = f"{answer['error']}: {answer['message']}"
+    return EnvironmentFailed(message, hint=answer["hint"], boundary=answer["boundary"])

@@ -1,0 +1,140 @@
+"""A worker process: one environment behind a pipe.
+
+Run as ``python -m agentgym.rollout.worker``. Invariants: frames are length-prefixed JSON in both
+directions (nothing that can execute is ever parsed); the environment's own prints go to stderr, so they
+cannot break the frames; the process dies with its parent.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import json
+import os
+import signal
+import struct
+import sys
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+from agentgym.errors import AgentGymError
+from agentgym.messages import Content, ImagePart, TextPart
+from agentgym.rollout.host import Host, Reply
+
+_HEADER = struct.Struct(">I")
+
+
+def pack(value: Any) -> bytes:
+    """One frame: a 4-byte length and the JSON of ``value``."""
+    payload = json.dumps(value, default=_plain).encode("utf-8", "surrogatepass")
+    return _HEADER.pack(len(payload)) + payload
+
+
+def unpack(payload: bytes) -> Any:
+    """Inverse of :func:`pack`, header left out."""
+    return json.loads(payload.decode("utf-8", "surrogatepass"))
+
+
+def frame_length(header: bytes) -> int:
+    """Length of the payload that follows ``header`` (4 bytes)."""
+    return int(_HEADER.unpack(header)[0])
+
+
+def reply_to_json(reply: Reply) -> dict[str, Any]:
+    """The wire form of a reply."""
+    return {
+        "content": [
+            {"text": part.text}
+            if isinstance(part, TextPart)
+            else {"image": base64.b64encode(part.data).decode(), "media_type": part.media_type}
+            for part in reply.content
+        ],
+        "reward": reply.reward,
+        "terminated": bool(reply.terminated),
+        "truncated": bool(reply.truncated),
+        "info": dict(reply.info),
+    }
+
+
+def reply_from_json(data: dict[str, Any]) -> Reply:
+    """Inverse of :func:`reply_to_json`."""
+    content: Content = tuple(
+        TextPart(part["text"])
+        if "text" in part
+        else ImagePart(base64.b64decode(part["image"]), part["media_type"])
+        for part in data["content"]
+    )
+    return Reply(content, data["reward"], data["terminated"], data["truncated"], data["info"])
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return str(value)
+
+
+def _die_with_parent() -> None:
+    # The owner may be killed while an environment hangs: then no end of file is ever read.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _read(stream: BinaryIO) -> Any:
+    header = stream.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return None
+    return unpack(stream.read(frame_length(header)))
+
+
+def _answer(host: Host | None, request: dict[str, Any]) -> tuple[Host | None, dict[str, Any]]:
+    from agentgym.wrappers.stack import EnvConfig
+
+    match request["call"]:
+        case "build":
+            return Host(EnvConfig.from_json(request["config"])), {}
+        case "reset" if host is not None:
+            return host, reply_to_json(host.reset(request["seed"], request["task_id"]))
+        case "step" if host is not None:
+            return host, reply_to_json(host.step(request["action"]))
+        case "close":
+            if host is not None:
+                host.close()
+            return None, {}
+        case call:
+            raise RuntimeError(f"unexpected call {call!r}")
+
+
+def _error_to_json(error: Exception) -> dict[str, Any]:
+    known = isinstance(error, AgentGymError)
+    return {
+        "error": type(error).__name__,
+        "message": error.message if known else str(error),
+        "hint": error.hint if known else "",
+        "boundary": getattr(error, "boundary", None if known else "environment"),
+    }
+
+
+def main() -> None:
+    """Serve one environment until the pipe closes."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    source = sys.stdin.buffer
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdin = open(os.devnull)  # noqa: SIM115
+    host: Host | None = None
+    while (request := _read(source)) is not None:
+        try:
+            host, answer = _answer(host, request)
+        except Exception as error:
+            answer = _error_to_json(error)
+        sink.write(pack(answer))
+        sink.flush()
+
+
+if __name__ == "__main__":
+    main()
