@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from agentgym.messages import Message
+from agentgym.messages import Content, Message, Role, TextPart, text_of
 from agentgym.policies.base import Completion
 from agentgym.trajectory import Segment
 
@@ -87,23 +87,39 @@ def extend(
 class Conversation:
     """The token side of one episode.
 
-    ``observe`` gives the next prompt's ids, ``complete`` appends what was sampled.
+    ``read`` (or ``observe``) gives the next prompt's ids, ``complete`` appends what was sampled.
 
     Args:
         renderer: The policy's template and tokenizer.
         system: System message, or empty.
+        instruction: Stands in front of the observation that opens a prompt, unless that repeats it.
         layout: ``chat``: one growing conversation, one segment unless the template forks. ``turn``: each
             turn is a prompt of its own (system, observation), a segment a turn.
     """
 
-    def __init__(self, renderer: Renderer, *, system: str = "", layout: Layout = "chat") -> None:
+    def __init__(
+        self, renderer: Renderer, *, system: str = "", instruction: str = "", layout: Layout = "chat"
+    ) -> None:
         self.segments: list[Segment] = []
         self.forks: list[tuple[int, str]] = []
-        self._renderer, self._layout = renderer, layout
+        self._renderer, self._instruction, self._layout = renderer, instruction, layout
         self._head = [Message.of("system", system)] if system else []
         self._messages: list[Message] = list(self._head)
         self._last: tuple[list[Message], str, bool] | None = None
         self._turn = -1
+
+    def read(self, content: Content, *, role: Role = "user") -> tuple[int, ...]:
+        """Add an observation and return the next completion's prompt ids.
+
+        Args:
+            content: The observation.
+            role: Role of an observation that answers an action; the opening one is always the user's.
+        """
+        if self._turn < 0 or self._layout == "turn":
+            role = "user"
+            if self._instruction and self._instruction not in text_of(content):
+                content = (TextPart(self._instruction), *content)
+        return self.observe([Message(role, content)])
 
     def observe(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Add ``messages`` (an observation, a tool's result); return the next completion's prompt ids."""

@@ -23,7 +23,7 @@ from agentgym.errors import (
     StorageFailed,
 )
 from agentgym.journal import Journal
-from agentgym.messages import Content, Message, TextPart, text_of
+from agentgym.messages import Role
 from agentgym.outcome import TRUNCATION_REASONS, Outcome
 from agentgym.policies.base import Completion, Policy, Request, Sampling, TurnView
 from agentgym.rollout.host import Reply
@@ -235,7 +235,7 @@ class _Live:
         self._seeds = engine._seeds(episode)
         self._conversation: Conversation | None = None
         self._actions: list[str] = []
-        self._tool_role = engine.env.parser in ("hermes", "llama")
+        self._role: Role = "tool" if engine.env.parser in ("hermes", "llama") else "user"
 
     async def play(self, handle: Handle, earlier: Trajectory | None) -> None:
         reply = await self._start(handle)
@@ -256,13 +256,16 @@ class _Live:
     async def _start(self, handle: Handle) -> Reply:
         trajectory = self._trajectory
         trajectory.turns, trajectory.segments, self._actions = [], [], []
-        if self._policy.renderer is not None:
-            self._conversation = Conversation(
-                self._policy.renderer, system=self._config.system, layout=self._config.layout
-            )
-            trajectory.segments = self._conversation.segments
         reply = await handle.reset(trajectory.env_seed, self._episode.task_id, self._config.reset_seconds)
         trajectory.instruction = str(reply.info.get("instruction", ""))
+        if self._policy.renderer is not None:
+            self._conversation = Conversation(
+                self._policy.renderer,
+                system=self._config.system,
+                instruction=trajectory.instruction,
+                layout=self._config.layout,
+            )
+            trajectory.segments = self._conversation.segments
         return reply
 
     async def _replay(self, handle: Handle, reply: Reply, earlier: Trajectory) -> Reply | None:
@@ -271,7 +274,7 @@ class _Live:
             if reply.content != turn.observation:
                 return None
             if self._conversation is not None:
-                self._conversation.observe(self._messages(reply, turn.index))
+                self._conversation.read(reply.content, role=self._role)
                 start, end = turn.span
                 segment = earlier.segments[turn.segment]
                 self._conversation.complete(
@@ -299,7 +302,7 @@ class _Live:
         index = len(trajectory.turns)
         prompt: tuple[int, ...] = ()
         if self._conversation is not None:
-            prompt = self._conversation.observe(self._messages(reply, index))
+            prompt = self._conversation.read(reply.content, role=self._role)
         admissible = reply.info.get("admissible_actions")
         listed = None if admissible is None else tuple(admissible)
         request = Request(
@@ -364,16 +367,6 @@ class _Live:
             )
         elif limit is not None and self._trajectory.sampled_tokens >= limit:
             self._trajectory.outcome = Outcome.truncated("tokens")
-
-    def _messages(self, reply: Reply, index: int) -> list[Message]:
-        """What the policy reads before turn ``index``; the instruction comes with each prompt's start."""
-        content: Content = reply.content
-        opens = index == 0 or self._config.layout == "turn"
-        instruction = self._trajectory.instruction
-        if opens and instruction and instruction not in text_of(content):
-            content = (TextPart(instruction), *content)
-        role = "tool" if self._tool_role and not opens else "user"
-        return [Message(role, content)]  # type: ignore[arg-type]
 
     def _require_room(self, prompt: tuple[int, ...]) -> None:
         limit = self._policy.context_limit

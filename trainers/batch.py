@@ -1,0 +1,155 @@
+"""From trajectories to tensors.
+
+Invariant: a row is one segment of one valid trajectory, token for token as the model saw it; nothing is
+decoded, re-encoded or cut. How rows are split into micro-batches changes no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from agentgym.conversation import Conversation, Layout, Renderer
+from agentgym.policies.base import Completion
+from agentgym.trajectory import Segment, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One segment, ready to be packed.
+
+    Attributes:
+        segment: Token ids, loss mask and the engine's log-probs.
+        trajectory: Index of its trajectory in the collection.
+        turns: ``(turn index, start, end)`` of the completions in the segment.
+    """
+
+    segment: Segment
+    trajectory: int
+    turns: tuple[tuple[int, int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.segment)
+
+    @property
+    def sampled(self) -> int:
+        """Number of tokens in the loss."""
+        return sum(self.segment.loss_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch, right-padded. Column ``j`` of the target-aligned tensors speaks of token ``j + 1``.
+
+    Attributes:
+        input_ids: ``[B, T]``.
+        attention_mask: ``[B, T]``, 1 on real tokens.
+        loss_mask: ``[B, T-1]`` bool, true where the target was sampled by the policy.
+        logp_rollout: ``[B, T-1]`` the engine's log-probs, 0 elsewhere.
+        turn: ``[B, T-1]`` index of the target's turn in its trajectory, -1 elsewhere.
+        trajectory: ``[B]`` index of each row's trajectory in the collection.
+        row: ``[B]`` index of each row in the list it was taken from.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    loss_mask: Tensor
+    logp_rollout: Tensor
+    turn: Tensor
+    trajectory: Tensor
+    row: Tensor
+
+    @property
+    def targets(self) -> Tensor:
+        """``[B, T-1]`` the next token of each position."""
+        return self.input_ids[:, 1:]
+
+
+def rows(trajectories: Sequence[Trajectory]) -> list[Row]:
+    """The rows of all valid trajectories; segments without sampled tokens give none."""
+    made = []
+    for index, trajectory in enumerate(trajectories):
+        if not trajectory.valid:
+            continue
+        for position, segment in enumerate(trajectory.segments):
+            spans = tuple((t.index, *t.span) for t in trajectory.turns if t.segment == position)
+            if any(end > start for _, start, end in spans):
+                made.append(Row(_without_unused(segment, spans), index, spans))
+    return made
+
+
+def collate(chosen: Sequence[Row], *, positions: Sequence[int] | None = None, pad_id: int = 0) -> Batch:
+    """Right-padded tensors of ``chosen``; ``positions`` are their places in the whole list."""
+    width = max(len(row) for row in chosen)
+    shape = (len(chosen), width)
+    input_ids = torch.full(shape, pad_id, dtype=torch.long)
+    attention = torch.zeros(shape, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    logp = torch.zeros(shape, dtype=torch.float32)
+    turn = torch.full(shape, -1, dtype=torch.long)
+    for i, row in enumerate(chosen):
+        length = len(row)
+        input_ids[i, :length] = torch.tensor(row.segment.token_ids)
+        attention[i, :length] = 1
+        mask[i, :length] = torch.tensor(row.segment.loss_mask)
+        logp[i, :length] = torch.tensor(row.segment.logp_rollout)
+        for index, start, end in row.turns:
+            turn[i, start:end] = index
+    return Batch(
+        input_ids,
+        attention,
+        mask[:, 1:],
+        logp[:, 1:],
+        turn[:, 1:],
+        torch.tensor([row.trajectory for row in chosen]),
+        torch.tensor(list(positions) if positions is not None else list(range(len(chosen)))),
+    )
+
+
+def micro_batches(chosen: Sequence[Row], token_budget: int) -> Iterator[list[int]]:
+    """Indices of ``chosen`` in micro-batches of at most ``token_budget`` padded tokens, longest rows first.
+
+    A row longer than the budget has a micro-batch of its own.
+    """
+    order = sorted(range(len(chosen)), key=lambda i: (-len(chosen[i]), i))
+    current: list[int] = []
+    for i in order:
+        if current and len(chosen[current[0]]) * (len(current) + 1) > token_budget:
+            yield current
+            current = []
+        current.append(i)
+    if current:
+        yield current
+
+
+def tokenize(
+    trajectory: Trajectory, renderer: Renderer, *, system: str = "", layout: Layout = "chat"
+) -> Trajectory:
+    """Token segments for a trajectory whose policy spoke text (an expert's, a person's).
+
+    The completions are encoded once, followed by the end of turn; nothing here was ever sampled as tokens.
+
+    Returns:
+        A new trajectory with the same turns, their spans filled in; log-probs are 0.
+    """
+    conversation = Conversation(renderer, system=system, instruction=trajectory.instruction, layout=layout)
+    turns = []
+    for turn in trajectory.turns:
+        conversation.read(turn.observation)
+        ids = tuple(renderer.encode(turn.completion + renderer.end_of_turn))
+        segment, span = conversation.complete(Completion(turn.completion, ids, (0.0,) * len(ids)))
+        turns.append(replace(turn, segment=segment, span=span))
+    return replace(trajectory, segments=conversation.segments, turns=turns)
+
+
+def _without_unused(segment: Segment, spans: Sequence[tuple[int, int, int]]) -> Segment:
+    """The segment up to its last finished turn: what was sampled for a turn that never ended is left out."""
+    end = max(end for _, _, end in spans)
+    if end == len(segment):
+        return segment
+    return Segment(
+        segment.token_ids[:end], segment.loss_mask[:end], segment.logp_rollout[:end], segment.parent
+    )
