@@ -65,7 +65,7 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
         version: Version of the task sets; recorded with every run.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"]}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}  # type: ignore[misc]
     worker: ClassVar[Worker] = "thread"
     fork_mode: ClassVar[ForkMode] = "replay"
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
@@ -77,6 +77,14 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _split: str | None = None
+    _task: Task | None
+    _seed: int | None
+    _actions: list[str]
+    _last: Any
+    _score: float
+    _live: bool
+    _closed: bool
+    _loop: _OwnedLoop | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Env[ObsType]:
         """Set up the episode state here, so that no subclass has to call ``super().__init__``."""
@@ -85,14 +93,14 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
         # Spaces hold a random generator: every instance has its own.
         self.action_space = copy.deepcopy(cls.action_space)
         self.observation_space = copy.deepcopy(cls.observation_space)
-        self._task: Task | None = None
-        self._seed: int | None = None
-        self._actions: list[str] = []
-        self._last: Any = None
+        self._task = None
+        self._seed = None
+        self._actions = []
+        self._last = None
         self._score = 0.0
         self._live = False
         self._closed = False
-        self._loop: _OwnedLoop | None = None
+        self._loop = None
         self.render_mode = kwargs.get("render_mode")
         return self
 
@@ -357,8 +365,8 @@ def fork(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """
     if isinstance(env, gymnasium.Wrapper):
         inner = fork(env.env)
-        if hasattr(type(env), "fork_wrapper"):
-            return cast("gymnasium.Env[Any, Any]", env.fork_wrapper(inner))
+        if (own_fork := getattr(env, "fork_wrapper", None)) is not None:
+            return cast("gymnasium.Env[Any, Any]", own_fork(inner))
         made = type(env).__new__(type(env))
         own = {k: v for k, v in env.__dict__.items() if k != "env"}
         made.__dict__.update(copy.deepcopy(own, {id(env.spec): env.spec}))

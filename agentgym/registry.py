@@ -116,7 +116,7 @@ def make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     try:
         if family is None:
             return gymnasium.make(name, **kwargs)
-        return gymnasium.make(name, disable_env_checker=True, order_enforce=False, **kwargs)  # type: ignore[call-arg]
+        return gymnasium.make(name, disable_env_checker=True, order_enforce=False, **kwargs)
     except AgentGymError:
         raise
     except ModuleNotFoundError as error:
