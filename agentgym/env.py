@@ -20,10 +20,12 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 import gymnasium
+import numpy as np
 
 from agentgym import spaces
 from agentgym.errors import EnvironmentFailed, ForkUnsupported, UnknownName, UsageError
 from agentgym.messages import Content, as_content
+from agentgym.seeding import derive
 from agentgym.task import Task, TaskSet, unknown_split
 
 ObsType = TypeVar("ObsType")
@@ -85,6 +87,7 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
     _live: bool
     _closed: bool
     _loop: _OwnedLoop | None
+    _start: np.random.Generator | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Env[ObsType]:
         """Set up the episode state here, so that no subclass has to call ``super().__init__``."""
@@ -101,8 +104,12 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
         self._live = False
         self._closed = False
         self._loop = None
+        self._start = None
         self.render_mode = kwargs.get("render_mode")
         return self
+
+    def __init__(self, *, render_mode: str | None = None) -> None:
+        """Take what every environment takes; a family's own ``__init__`` takes ``render_mode`` too."""
 
     # What a family implements ---------------------------------------------------------------
 
@@ -218,16 +225,20 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
         """Release everything; a second call does nothing."""
         if not self._closed:
             self._closed, self._live = True, False
-            self._drive(self.shut())
-            if self._loop is not None:
-                self._loop.stop()
+            try:
+                self._drive(self.shut())
+            finally:
+                self._stop_loop()
         super().close()
 
     async def aclose(self) -> None:
         """:meth:`close` on the running event loop."""
         if not self._closed:
             self._closed, self._live = True, False
-            await _settle(self.shut())
+            try:
+                await _settle(self.shut())
+            finally:
+                self._stop_loop()
 
     def render(self) -> Any:
         """The last observation's text, for ``render_mode="ansi"``."""
@@ -257,19 +268,15 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
             made = self.copy_state()
         else:
             made = self.fresh()
-            if self._task is not None:
-                made.reset(seed=self._seed, options={"task_id": self._task.id})
-                for action in self._actions:
-                    made.step(action)
-                if not _same(made._last, self._last):
-                    made.close()
-                    raise EnvironmentFailed(
-                        f"replaying {len(self._actions)} actions of {self._task.id!r} did not reproduce it",
-                        hint="the environment is not deterministic: run `agentgym check` on it",
-                    )
+            try:
+                self._replay_on(made)
+            except BaseException:
+                made.close()
+                raise
         made._np_random = copy.deepcopy(self._np_random)
         made._task, made._seed, made._score = self._task, self._seed, self._score
         made._actions, made._last, made._live = list(self._actions), self._last, self._live
+        made._start = self._start
         return made
 
     # Shared machinery -----------------------------------------------------------------------
@@ -280,24 +287,49 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
         options = options or {}
         for key in options:
             if key not in ("task_id", "split"):
-                raise UnknownName("reset option", key, ("task_id", "split"))
-        super().reset(seed=seed)
+                raise UnknownName("reset option", str(key), ("task_id", "split"))
         if (task_id := options.get("task_id")) is not None:
             task = self.find_task(str(task_id))
+            super().reset(seed=seed)
         else:
             tasks = self.tasks(self.require_split(options.get("split") or self._split or self.splits[0]))
-            task = tasks[int(self.np_random.integers(len(tasks)))]
-        self._live, self._seed = False, seed
+            size = len(tasks)
+            if not size:
+                raise UsageError(
+                    f"split {tasks.split!r} has no tasks", hint=f"splits: {', '.join(self.splits)}"
+                )
+            super().reset(seed=seed)
+            # A seeded draw leaves np_random alone: drawn or named, a task begins in the same state.
+            task = tasks[int(self.np_random.integers(size)) if seed is None else derive(seed, "task") % size]
+        self._start = copy.deepcopy(self.np_random) if seed is None else None
+        self._task, self._seed, self._actions = task, seed, []
+        self._last, self._score, self._live = None, 0.0, False
         return task
+
+    def _replay_on(self, made: Env[ObsType]) -> None:
+        if self._task is None:
+            return
+        made._np_random = copy.deepcopy(self._start)
+        made.reset(seed=self._seed, options={"task_id": self._task.id})
+        for action in self._actions:
+            if made._live:
+                made.step(action)
+        if len(made._actions) < len(self._actions) or not _same(made._last, self._last):
+            raise EnvironmentFailed(
+                f"replaying {len(self._actions)} actions of {self._task.id!r} did not reproduce it",
+                hint="the environment is not deterministic: run `agentgym check` on it",
+            )
 
     def _begun(self, task: Task, started: tuple[Any, Mapping[str, Any]]) -> tuple[ObsType, dict[str, Any]]:
         observation, extra = started
-        self._task, self._actions, self._last, self._score, self._live = task, [], observation, 0.0, True
+        self._last, self._live = observation, True
         return observation, {"task_id": task.id, "instruction": task.instruction, **extra}
 
     def _ready(self, action: str) -> str:
         if not isinstance(action, str):
-            raise UsageError(f"an action is a str, not {type(action).__name__}")
+            raise UsageError(
+                f"an action is a str, not {type(action).__name__}", hint="pass the action's text to step()"
+            )
         if not self._live:
             raise UsageError("step() needs a running episode", hint="call reset() first")
         return action
@@ -308,7 +340,7 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
         observation, reward, terminated, truncated, extra = transition
         self._actions.append(action)
         self._last = observation
-        self._score += reward
+        self._score += float(reward)
         self._live = not (terminated or truncated)
         info = {"valid_action": True, "score": self._score, "success": False, **extra}
         return observation, float(reward), bool(terminated), bool(truncated), info
@@ -320,6 +352,11 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
             self._loop = _OwnedLoop()
         return self._loop.run(value)
 
+    def _stop_loop(self) -> None:
+        if self._loop is not None:
+            self._loop.stop()
+            self._loop = None
+
 
 class _OwnedLoop:
     """One event loop on a thread of its own, for the sync form of an async environment."""
@@ -330,7 +367,12 @@ class _OwnedLoop:
         self._thread.start()
 
     def run(self, awaitable: Awaitable[T]) -> T:
-        return asyncio.run_coroutine_threadsafe(_await(awaitable), self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(_await(awaitable), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -369,7 +411,9 @@ def fork(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
             return cast("gymnasium.Env[Any, Any]", own_fork(inner))
         made = type(env).__new__(type(env))
         own = {k: v for k, v in env.__dict__.items() if k != "env"}
-        made.__dict__.update(copy.deepcopy(own, {id(env.spec): env.spec}))
+        # A wrapper that refers to what it wraps shall refer to the fork's.
+        known = {id(env.spec): env.spec, id(env.env): inner, id(env.unwrapped): inner.unwrapped}
+        made.__dict__.update(copy.deepcopy(own, known))
         made.env = inner
         return made
     if isinstance(env, Env):

@@ -34,7 +34,7 @@ def import_path(path: str) -> Any:
         target = importlib.import_module(module)
         for part in name.split("."):
             target = getattr(target, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(
             f"cannot import {path!r}: {error}", hint="write package.module:name, and install the package"
         ) from error
@@ -52,26 +52,42 @@ def find(group: Group, name: str, builtin: dict[str, str], kind: str) -> Any:
 
     Raises:
         UnknownName: No such name; the near ones are listed.
+        UsageError: What the name stands for cannot be imported.
     """
     if name in builtin:
         return import_path(builtin[name])
     if name in declared(group):
-        return declared(group)[name].load()
+        return _load(declared(group)[name], kind)
     if ":" in name:
         return import_path(name)
     raise UnknownName(kind, name, [*builtin, *declared(group)], hint="or give package.module:name")
+
+
+def _load(point: EntryPoint, kind: str) -> Any:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        source = f"the package {point.dist.name!r}" if point.dist else "an installed package"
+        raise UsageError(
+            f"the {kind} {point.name!r} of {source} cannot be loaded from {point.value}: {error}",
+            hint="reinstall or remove that package",
+        ) from error
 
 
 @cache
 def load_environments() -> None:
     """Run every ``agentgym.environments`` entry point once; each registers its ids.
 
-    An entry point is a callable without arguments, or a module whose import registers.
+    An entry point is a callable without arguments, or a module whose import registers. One that fails is
+    reported by a warning after all have run.
     """
+    failures = []
     for name, point in declared("environments").items():
         try:
             loaded: Callable[[], None] | Any = point.load()
             if callable(loaded):
                 loaded()
         except Exception as error:
-            warnings.warn(f"environment plug-in {name!r} ({point.value}) failed: {error}", stacklevel=2)
+            failures.append(f"environment plug-in {name!r} ({point.value}) failed: {error}")
+    for failure in failures:
+        warnings.warn(failure, stacklevel=2)

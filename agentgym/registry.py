@@ -6,7 +6,10 @@ lists the near ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +18,7 @@ from gymnasium.envs.registration import registry as gymnasium_registry
 
 from agentgym import plugins
 from agentgym.env import Env
-from agentgym.errors import AgentGymError, MissingDependency, UnknownName, UsageError
+from agentgym.errors import MissingDependency, UnknownName, UsageError
 
 NAMESPACE = "agentgym"
 
@@ -62,8 +65,11 @@ def register(
         raise UsageError(f"the id {id!r} has no version", hint=f"call it {id}-v0")
     if id in _families and _families[id] != family:
         raise UsageError(f"{id!r} is already registered for {_families[id].entry_point}")
+    known = gymnasium_registry.get(id)
+    if known is not None and known.entry_point != entry_point:
+        raise UsageError(f"{id!r} is already registered with Gymnasium for {known.entry_point}")
     _families[id] = family
-    if id not in gymnasium_registry:
+    if known is None:
         gymnasium.register(id=id, entry_point=entry_point, kwargs=dict(family.kwargs))
 
 
@@ -105,28 +111,41 @@ def make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         enforces order itself).
 
     Raises:
-        UnknownName: No such id; the near ones are listed.
+        UnknownName: No such id, or the class has no such argument; the near ones are listed.
         MissingDependency: The family's packages are not installed; the extra is named.
-        UsageError: The class refuses the arguments.
     """
     if ":" in id and not id.startswith("agentgym:"):
-        return plugins.import_path(id)(**kwargs)  # type: ignore[no-any-return]
+        with _teaching(id, None, kwargs):
+            return plugins.import_path(id)(**kwargs)  # type: ignore[no-any-return]
     name = resolve(id)
     family = _families.get(name)
-    try:
+    with _teaching(name, family, kwargs):
         if family is None:
             return gymnasium.make(name, **kwargs)
         return gymnasium.make(name, disable_env_checker=True, order_enforce=False, **kwargs)
-    except AgentGymError:
-        raise
+
+
+@contextmanager
+def _teaching(name: str, family: Family | None, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Turn Python's errors about arguments and missing packages into ours."""
+    try:
+        yield
     except ModuleNotFoundError as error:
-        if family is not None and family.extra:
-            raise MissingDependency(error.name or str(error), family.extra) from error
+        missing = (error.name or str(error)).split(".")[0]
+        if family is not None and family.extra and missing != "agentgym":
+            raise MissingDependency(missing, family.extra) from error
         raise
     except TypeError as error:
-        if "unexpected keyword argument" in str(error):
-            raise UsageError(f"{name}: {error}".split(" was raised")[0]) from error
-        raise
+        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if refused is None or refused[1] not in kwargs:
+            raise
+        factory: Any = gymnasium_registry[name].entry_point if name in gymnasium_registry else name
+        if isinstance(factory, str):
+            factory = plugins.import_path(factory)
+        # A class's own signature is that of Env.__new__, which takes everything.
+        called = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
+        takes = [p for p in inspect.signature(called).parameters if p != "self"]
+        raise UnknownName(f"argument of {name}", refused[1], takes) from error
 
 
 def base(env: gymnasium.Env[Any, Any]) -> Env[Any]:

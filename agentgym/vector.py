@@ -8,6 +8,7 @@ from typing import Any, Literal
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from agentgym.errors import UsageError
 from agentgym.registry import make
 
 
@@ -30,7 +31,12 @@ def make_vec(
 
     Returns:
         A vector environment; observations and actions are tuples of strings.
+
+    Raises:
+        UsageError: ``num_envs`` is not positive.
     """
+    if num_envs < 1:
+        raise UsageError(f"a vector environment has at least one copy, not {num_envs}", hint="num_envs=1")
     constructors = [partial(_construct, id, kwargs) for _ in range(num_envs)]
     if mode == "async":
         return AsyncVectorEnv(constructors, shared_memory=False, autoreset_mode=autoreset_mode)
