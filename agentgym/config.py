@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -56,7 +57,7 @@ def load(cls: type[C], sources: Iterable[Mapping[str, Any] | Path], overrides: S
     try:
         return cls.model_validate(merged)
     except ValidationError as error:
-        raise _explain(cls, error) from error
+        raise _explain(error) from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -94,17 +95,26 @@ def parse_override(text: str) -> dict[str, Any]:
     return parsed  # type: ignore[no-any-return]
 
 
-def merge(cls: type[Config] | None, target: dict[str, Any], extra: Mapping[str, Any]) -> None:
-    """Lay ``extra`` over ``target`` in place, table by table; a bare value is expanded by its shorthand."""
+def merge(
+    cls: type | None, target: dict[str, Any], extra: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> None:
+    """Lay ``extra`` over ``target`` in place, table by table; a bare value is expanded by its shorthand.
+
+    Raises:
+        ConfigError: ``cls`` has no such key; the nearest ones are named.
+    """
+    fields = _fields(cls)
     for key, value in extra.items():
-        nested = _nested(cls, key)
-        if nested is not None and nested.shorthand is not None and value is not None:
-            value = value if isinstance(value, Mapping) else {nested.shorthand: value}
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            merge(nested, target[key], value)
-        elif isinstance(value, Mapping):
-            target[key] = {}
-            merge(nested, target[key], value)
+        if fields is not None and key not in fields:
+            raise _unknown_key((*path, key), fields)
+        nested = _section(fields[key]) if fields is not None else None
+        shorthand = getattr(nested, "shorthand", None)
+        if shorthand is not None and value is not None and not isinstance(value, Mapping):
+            value = {shorthand: value}
+        if isinstance(value, Mapping):
+            if not isinstance(target.get(key), dict):
+                target[key] = {}
+            merge(nested, target[key], value, (*path, key))
         else:
             target[key] = value
 
@@ -125,30 +135,37 @@ def save(config: Config, path: Path) -> None:
     path.write_text(tomli_w.dumps(data), encoding="utf-8")
 
 
-def _nested(cls: type[BaseModel] | None, key: str) -> type[Config] | None:
-    if cls is None or key not in cls.model_fields:
+def _fields(cls: type | None) -> dict[str, Any] | None:
+    """The annotations of a section's keys; ``None`` for a table with free keys."""
+    if cls is None:
         return None
-    annotation = cls.model_fields[key].annotation
+    if issubclass(cls, BaseModel):
+        return {name: field.annotation for name, field in cls.model_fields.items()}
+    return dict(get_type_hints(cls))
+
+
+def _section(annotation: Any) -> type | None:
     for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Config):
+        if isinstance(candidate, type) and (issubclass(candidate, BaseModel) or is_dataclass(candidate)):
             return candidate
     return None
 
 
-def _explain(cls: type[Config], error: ValidationError) -> ConfigError:
-    lines, hints = [], []
-    for item in error.errors():
-        path = [str(part) for part in item["loc"]]
-        if item["type"] == "extra_forbidden":
-            owner: type[BaseModel] | None = cls
-            for part in path[:-1]:
-                owner = _nested(owner, part)
-            known = [".".join([*path[:-1], k]) for k in (owner.model_fields if owner else ())]
-            lines.append(f"unknown key {'.'.join(path)!r}")
-            near = nearest(".".join(path), known)
-            hints.append(
-                f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known[:20])}"
-            )
-        else:
-            lines.append(f"{'.'.join(path) or 'config'}: {item['msg']}, not {item['input']!r}"[:300])
-    return ConfigError("; ".join(lines), hint=" ".join(hints))
+def _unknown_key(path: tuple[str, ...], known: Iterable[str]) -> ConfigError:
+    prefix = path[:-1]
+    near = [".".join((*prefix, name)) for name in nearest(path[-1], known)]
+    listed = ", ".join(".".join((*prefix, name)) for name in known)
+    return ConfigError(
+        f"unknown key {'.'.join(path)!r}",
+        hint=f"did you mean {' or '.join(near)}?" if near else f"known keys: {listed}",
+    )
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    lines = [
+        f"{'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}"
+        + ("" if item["type"] == "missing" else f", got {item['input']!r}"[:200])
+        for item in error.errors()
+    ]
+    missing = [".".join(map(str, i["loc"])) for i in error.errors() if i["type"] == "missing"]
+    return ConfigError("; ".join(lines), hint=f"set {missing[0]}=…" if missing else "")

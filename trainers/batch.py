@@ -24,11 +24,13 @@ class Row:
     Attributes:
         segment: Token ids, loss mask and the engine's log-probs.
         trajectory: Index of its trajectory in the collection.
+        index: Its own index in the collection.
         turns: ``(turn index, start, end)`` of the completions in the segment.
     """
 
     segment: Segment
     trajectory: int
+    index: int
     turns: tuple[tuple[int, int, int], ...]
 
     def __len__(self) -> int:
@@ -51,7 +53,7 @@ class Batch:
         logp_rollout: ``[B, T-1]`` the engine's log-probs, 0 elsewhere.
         turn: ``[B, T-1]`` index of the target's turn in its trajectory, -1 elsewhere.
         trajectory: ``[B]`` index of each row's trajectory in the collection.
-        row: ``[B]`` index of each row in the list it was taken from.
+        row: ``[B]`` index of each row in the collection.
     """
 
     input_ids: Tensor
@@ -61,6 +63,10 @@ class Batch:
     turn: Tensor
     trajectory: Tensor
     row: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on ``device``."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__slots__))
 
     @property
     def targets(self) -> Tensor:
@@ -77,15 +83,15 @@ def rows(trajectories: Sequence[Trajectory]) -> list[Row]:
         for position, segment in enumerate(trajectory.segments):
             spans = tuple((t.index, *t.span) for t in trajectory.turns if t.segment == position)
             if any(end > start for _, start, end in spans):
-                made.append(Row(_without_unused(segment, spans), index, spans))
+                made.append(Row(_without_unused(segment, spans), index, len(made), spans))
     return made
 
 
-def collate(chosen: Sequence[Row], *, positions: Sequence[int] | None = None, pad_id: int = 0) -> Batch:
-    """Right-padded tensors of ``chosen``; ``positions`` are their places in the whole list."""
+def collate(chosen: Sequence[Row]) -> Batch:
+    """Right-padded tensors of ``chosen``."""
     width = max(len(row) for row in chosen)
     shape = (len(chosen), width)
-    input_ids = torch.full(shape, pad_id, dtype=torch.long)
+    input_ids = torch.zeros(shape, dtype=torch.long)
     attention = torch.zeros(shape, dtype=torch.long)
     mask = torch.zeros(shape, dtype=torch.bool)
     logp = torch.zeros(shape, dtype=torch.float32)
@@ -105,22 +111,21 @@ def collate(chosen: Sequence[Row], *, positions: Sequence[int] | None = None, pa
         logp[:, 1:],
         turn[:, 1:],
         torch.tensor([row.trajectory for row in chosen]),
-        torch.tensor(list(positions) if positions is not None else list(range(len(chosen)))),
+        torch.tensor([row.index for row in chosen]),
     )
 
 
-def micro_batches(chosen: Sequence[Row], token_budget: int) -> Iterator[list[int]]:
-    """Indices of ``chosen`` in micro-batches of at most ``token_budget`` padded tokens, longest rows first.
+def micro_batches(chosen: Sequence[Row], token_budget: int) -> Iterator[list[Row]]:
+    """``chosen`` in micro-batches of at most ``token_budget`` padded tokens, longest rows first.
 
     A row longer than the budget has a micro-batch of its own.
     """
-    order = sorted(range(len(chosen)), key=lambda i: (-len(chosen[i]), i))
-    current: list[int] = []
-    for i in order:
-        if current and len(chosen[current[0]]) * (len(current) + 1) > token_budget:
+    current: list[Row] = []
+    for row in sorted(chosen, key=lambda r: (-len(r), r.index)):
+        if current and len(current[0]) * (len(current) + 1) > token_budget:
             yield current
             current = []
-        current.append(i)
+        current.append(row)
     if current:
         yield current
 

@@ -239,13 +239,10 @@ class _Live:
 
     async def play(self, handle: Handle, earlier: Trajectory | None) -> None:
         reply = await self._start(handle)
-        if earlier is not None and earlier.turns:
-            restored = await self._replay(handle, reply, earlier)
-            if restored is None:
-                self._trajectory.attempt = earlier.attempt + 1
-                reply = await self._start(handle)
-            else:
-                reply = restored
+        if earlier is not None:
+            self._trajectory.attempt = earlier.attempt + 1
+            if earlier.turns:
+                reply = await self._restore(handle, reply, earlier) or await self._start(handle)
         if not self.begun:
             self._engine._record(Journal.begin, self._trajectory)
             self.begun = True
@@ -255,7 +252,7 @@ class _Live:
 
     async def _start(self, handle: Handle) -> Reply:
         trajectory = self._trajectory
-        trajectory.turns, trajectory.segments, self._actions = [], [], []
+        self._clear()
         reply = await handle.reset(trajectory.env_seed, self._episode.task_id, self._config.reset_seconds)
         trajectory.instruction = str(reply.info.get("instruction", ""))
         if self._policy.renderer is not None:
@@ -267,6 +264,22 @@ class _Live:
             )
             trajectory.segments = self._conversation.segments
         return reply
+
+    def _clear(self) -> None:
+        self._trajectory.turns, self._trajectory.segments, self._actions = [], [], []
+
+    async def _restore(self, handle: Handle, reply: Reply, earlier: Trajectory) -> Reply | None:
+        """Go on behind the recorded turns; ``None`` where they cannot be reproduced."""
+        try:
+            restored = await self._replay(handle, reply, earlier)
+        except BaseException:
+            self._clear()
+            raise
+        if restored is not None:
+            self._trajectory.attempt = earlier.attempt
+            self.begun = True
+            self._end_if_over(restored)
+        return restored
 
     async def _replay(self, handle: Handle, reply: Reply, earlier: Trajectory) -> Reply | None:
         """Take the recorded turns again; ``None`` where the environment or the template answers otherwise."""
@@ -292,9 +305,6 @@ class _Live:
             self._actions.append(turn.action)
         if self._conversation is not None and self._conversation.segments != earlier.segments:
             return None
-        self._trajectory.attempt = earlier.attempt
-        self.begun = True
-        self._end_if_over(reply)
         return reply
 
     async def _turn(self, handle: Handle, reply: Reply) -> Reply:

@@ -1,0 +1,98 @@
+"""Checkpoints: safetensors and JSON, never pickles.
+
+Invariant: a checkpoint folder is whole or not there; a crash while saving leaves the earlier one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from agentgym.errors import StorageFailed, UsageError
+from agentgym.trainers.learner import Learner
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A saved state: ``step`` steps are done.
+
+    Attributes:
+        folder: Where it lies.
+        step: Number of finished steps.
+        extra: What the algorithm keeps beside the learner: schedules, histories, buffers (JSON).
+    """
+
+    folder: Path
+    step: int
+    extra: Mapping[str, Any]
+
+    def restore(self, learner: Learner) -> None:
+        """Put weights, optimiser and counters back, exactly."""
+        state = json.loads((self.folder / "state.json").read_text())
+        learner.load_state(
+            load_file(self.folder / "weights.safetensors"),
+            load_file(self.folder / "optimiser.safetensors"),
+            state["counters"],
+        )
+
+
+def save(root: Path, step: int, learner: Learner, extra: Mapping[str, Any], *, keep: int = 1) -> Checkpoint:
+    """Save under ``root/step-NNNNNN`` and delete all but the last ``keep``.
+
+    Raises:
+        StorageFailed: The disk is full or the folder cannot be written; earlier checkpoints stand.
+    """
+    final = root / f"step-{step:06d}"
+    partial = root / f".{final.name}.partial"
+    weights, moments, counters = learner.state()
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(weights, partial / "weights.safetensors")
+        save_file(moments, partial / "optimiser.safetensors")
+        state = {"format": FORMAT, "step": step, "counters": counters, "extra": dict(extra)}
+        (partial / "state.json").write_text(json.dumps(state))
+        for path in partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+    except Exception as error:  # safetensors wraps OSError in its own type
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageFailed(
+            f"cannot save the checkpoint {final}: {error}", hint="free space on the disk, then resume the run"
+        ) from error
+    for old in _steps(root)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return Checkpoint(final, step, dict(extra))
+
+
+def latest(root: Path) -> Checkpoint | None:
+    """The last whole checkpoint under ``root``, if any.
+
+    Raises:
+        UsageError: It was written by a later version.
+    """
+    folders = _steps(root)
+    if not folders:
+        return None
+    state = json.loads((folders[-1] / "state.json").read_text())
+    if state["format"] > FORMAT:
+        raise UsageError(
+            f"{folders[-1]} has checkpoint format {state['format']}, this version reads up to {FORMAT}",
+            hint="pip install --upgrade agentgym-llm",
+        )
+    return Checkpoint(folders[-1], state["step"], state["extra"])
+
+
+def _steps(root: Path) -> list[Path]:
+    return sorted(p for p in root.glob("step-*") if (p / "state.json").exists())

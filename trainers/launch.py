@@ -1,0 +1,93 @@
+"""From a name and overrides to a run: find the preset and the algorithm, resolve the config, train.
+
+Invariant: a preset is a TOML file of settings over one algorithm's defaults; files and overrides come after
+it, and what results is saved with the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from agentgym import config as configuration
+from agentgym import plugins
+from agentgym.errors import UnknownName, UsageError
+from agentgym.trainers import ALGORITHMS
+from agentgym.trainers.config import TrainConfig
+from agentgym.trainers.run import Algorithm, Progress, Run
+
+
+def presets() -> dict[str, Path]:
+    """The shipped presets by name."""
+    folder = Path(str(files("agentgym.trainers"))) / "presets"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def resolve(
+    name: str, sources: Sequence[Path] = (), overrides: Sequence[str] = ()
+) -> tuple[Algorithm, TrainConfig]:
+    """The algorithm and config of a preset or algorithm called ``name``.
+
+    Args:
+        name: A preset, a built-in or plugged-in algorithm, or an import path ``package.module:name``.
+        sources: TOML files laid over the preset.
+        overrides: ``a.b=value``, laid over the files.
+
+    Raises:
+        UnknownName: No such preset or algorithm.
+        ConfigError: An unknown key or a wrong value.
+    """
+    layers: list[Any] = []
+    algorithm_name = name
+    shipped = presets()
+    if name in shipped:
+        preset = configuration.read_toml(shipped[name])
+        algorithm_name = preset["algorithm"]
+        layers.append(preset)
+    elif name not in ALGORITHMS and name not in plugins.declared("algorithms") and ":" not in name:
+        known = {*shipped, *ALGORITHMS, *plugins.declared("algorithms")}
+        raise UnknownName("algorithm", name, known, hint="or give package.module:name")
+    algorithm = plugins.find("algorithms", algorithm_name, ALGORITHMS, "algorithm")
+    if not isinstance(algorithm, Algorithm):
+        raise UsageError(
+            f"{algorithm_name!r} is a {type(algorithm).__name__}, not an algorithm",
+            hint="an algorithm is an agentgym.trainers.run.Algorithm(config, train)",
+        )
+    return algorithm, configuration.load(
+        algorithm.config, [{"algorithm": algorithm_name}, *layers, *sources], overrides
+    )
+
+
+def reopen(folder: Path) -> tuple[Algorithm, TrainConfig]:
+    """The algorithm and config that a run's folder was started with.
+
+    Raises:
+        UsageError: The folder holds no run.
+    """
+    path = folder / "config.toml"
+    if not path.exists():
+        raise UsageError(f"{folder} holds no run to resume", hint="name the folder that --out created")
+    saved = configuration.read_toml(path)
+    algorithm = plugins.find("algorithms", saved["algorithm"], ALGORITHMS, "algorithm")
+    return algorithm, configuration.load(algorithm.config, [saved])
+
+
+def launch(
+    algorithm: Algorithm,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Train; return the folder of the trained model.
+
+    Raises:
+        AgentGymError: What stopped the run; it can be resumed from its folder.
+    """
+    with Run(config, folder, resume=resume, progress=progress) as run:
+        asyncio.run(algorithm.train(config, run))
+        return run.export()

@@ -1,0 +1,234 @@
+"""The learner: fp32 master weights, an optimiser, and one way to take a step.
+
+Invariants: the gradient of a step does not depend on how its rows are split into micro-batches; the
+log-prob of a token is taken at the temperature it was sampled at; only hidden states of sampled tokens meet
+the vocabulary, so full logits never exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agentgym.errors import UsageError
+from agentgym.trainers.batch import Batch, Row, collate, micro_batches
+from agentgym.trainers.config import ModelSection, OptimiserSection
+from agentgym.trainers.logprobs import token_logprobs
+
+Loss = Callable[[Batch, Tensor, Tensor | None], tuple[Tensor, Mapping[str, Tensor]]]
+
+
+class Learner:
+    """A causal language model that is being trained.
+
+    Args:
+        model: A Hugging Face causal language model in fp32.
+        section: Autocast, adapters, gradient checkpointing.
+        optimiser: AdamW's numbers.
+        temperature: Of the rollouts; log-probs are taken at it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        section: ModelSection,
+        optimiser: OptimiserSection,
+        *,
+        temperature: float = 1.0,
+    ) -> None:
+        self.model = _with_lora(model, section) if section.lora is not None else model
+        if section.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.enable_input_require_grads()
+        self.device = next(self.model.parameters()).device
+        self.temperature = temperature
+        self.updates = 0
+        self._section, self._optimiser_section = section, optimiser
+        self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.optimiser = torch.optim.AdamW(
+            self.trainable.values(),
+            lr=optimiser.lr,
+            betas=optimiser.betas,
+            eps=optimiser.eps,
+            weight_decay=optimiser.weight_decay,
+            fused=True,
+        )
+
+    def step(self, rows: Sequence[Row], loss: Loss, *, with_entropy: bool = False) -> dict[str, float]:
+        """One optimiser step over ``rows``.
+
+        Args:
+            rows: All rows of the step.
+            loss: ``(micro-batch, log-probs [B, T-1], entropies [B, T-1] or None)`` to the micro-batch's share
+                of the loss, divided by global constants, and metrics that add up over micro-batches.
+            with_entropy: Compute exact entropies.
+
+        Returns:
+            ``loss/total``, ``grad_norm``, ``lr``, ``tokens``, ``seconds`` and the summed metrics. A step
+            whose gradient is not finite is skipped and says so in ``skipped_updates``.
+        """
+        started = time.perf_counter()
+        self.model.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        totals: dict[str, float] = {"loss/total": 0.0}
+        for batch in self.batches(rows):
+            logp, entropy = self.forward(batch, with_entropy=with_entropy)
+            share, metrics = loss(batch, logp, entropy)
+            if share.requires_grad:
+                share.backward()  # type: ignore[no-untyped-call]
+            totals["loss/total"] += float(share.detach())
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        norm = nn.utils.clip_grad_norm_(self.trainable.values(), self._optimiser_section.max_grad_norm)
+        lr = self._learning_rate()
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.updates += 1
+        tokens = sum(len(row) for row in rows)
+        seconds = time.perf_counter() - started
+        return {
+            **totals,
+            "grad_norm": float(norm),
+            "lr": lr,
+            "skipped_updates": 0.0 if finite else 1.0,
+            "tokens": float(tokens),
+            "tokens_in_loss": float(sum(row.sampled for row in rows)),
+            "time/update": seconds,
+        }
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Row]) -> Tensor:
+        """Log-probs under the present weights, without gradient.
+
+        Returns:
+            ``[B, T-1]`` by row index, on the CPU; 0 off the mask.
+        """
+        self.model.eval()
+        scored = torch.zeros(
+            max(row.index for row in rows) + 1, max(len(row) for row in rows) - 1, dtype=torch.float32
+        )
+        for batch in self.batches(rows):
+            logp, _ = self.forward(batch)
+            scored[batch.row.cpu(), : logp.shape[1]] = logp.cpu()
+        return scored
+
+    def batches(self, rows: Sequence[Row]) -> Iterator[Batch]:
+        """The rows in micro-batches of ``micro_batch_tokens``."""
+        for chosen in micro_batches(rows, self._optimiser_section.micro_batch_tokens):
+            yield collate(chosen).to(self.device)
+
+    def forward(self, batch: Batch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probs ``[B, T-1]`` (fp32, 0 off the mask) and, if asked for, entropies of the same shape."""
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        with self._autocast():
+            hidden = base.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).last_hidden_state
+        mask = batch.loss_mask
+        chosen = hidden[:, :-1][mask]
+        with self._autocast():
+            logp, entropy = token_logprobs(
+                chosen,
+                base.lm_head.weight,
+                batch.targets[mask],
+                temperature=self.temperature,
+                with_entropy=with_entropy,
+            )
+        spread = torch.zeros(mask.shape, dtype=logp.dtype, device=mask.device)
+        return (
+            spread.masked_scatter(mask, logp),
+            None if entropy is None else spread.masked_scatter(mask, entropy),
+        )
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full weights by the base model's names, adapters merged, for a policy's ``update_weights``."""
+        if self._section.lora is None:
+            for name, parameter in self.model.named_parameters():
+                yield name, parameter.detach()
+            return
+        from peft.tuners.lora import LoraLayer
+
+        base = self.model.get_base_model()
+        merged = {
+            f"{name}.weight": module.get_base_layer().weight.detach()
+            + module.get_delta_weight("default").detach()
+            for name, module in base.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        for name, parameter in base.named_parameters():
+            plain = name.replace(".base_layer.", ".")
+            if "lora_" not in name:
+                yield plain, merged.get(plain, parameter.detach())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+        """Trainable weights, the optimiser's moments by parameter name, and counters."""
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self.trainable.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                moments[f"{name}/{key}"] = torch.as_tensor(value)
+        weights = {name: p.detach().contiguous() for name, p in self.trainable.items()}
+        return weights, moments, {"updates": self.updates}
+
+    def load_state(
+        self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], counters: Mapping[str, Any]
+    ) -> None:
+        """Inverse of :meth:`state`.
+
+        Raises:
+            UsageError: The names are another model's.
+        """
+        if weights.keys() != self.trainable.keys():
+            strange = sorted(weights.keys() ^ self.trainable.keys())[:3]
+            raise UsageError(
+                f"the checkpoint's weights are another model's: {', '.join(strange)} …",
+                hint="resume with the model and adapter settings that the run was started with",
+            )
+        with torch.no_grad():
+            for name, parameter in self.trainable.items():
+                parameter.copy_(weights[name])
+        self.optimiser.state.clear()
+        for name, parameter in self.trainable.items():
+            own = {
+                key.removeprefix(f"{name}/"): value.clone()
+                for key, value in moments.items()
+                if key.rpartition("/")[0] == name
+            }
+            if own:
+                self.optimiser.state[parameter] = own
+        self.updates = int(counters["updates"])
+
+    def _learning_rate(self) -> float:
+        section = self._optimiser_section
+        warm = min(1.0, (self.updates + 1) / section.warmup_steps) if section.warmup_steps else 1.0
+        return section.lr * warm
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._section.autocast == "none":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _with_lora(model: Any, section: ModelSection) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = section.lora
+    assert lora is not None
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
+        ),
+    )

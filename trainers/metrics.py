@@ -1,0 +1,151 @@
+"""Metrics: JSON lines always, and whatever tracker is asked for beside them.
+
+Invariant: a tracker that fails never stops a run; the JSON lines are the record.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from agentgym.errors import MissingDependency, UnknownName
+
+
+class Tracker(Protocol):
+    """Where metrics go."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a step."""
+
+    def close(self) -> None:
+        """Flush and end."""
+
+
+class JsonLines:
+    """One line a step. After a resume a step can stand twice: the last line counts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append a line; numbers that JSON cannot carry become null."""
+        plain = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """TensorBoard event files in ``tensorboard/``."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise MissingDependency("tensorboard", "train") from error
+        self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record scalars."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush and end."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class WandB:
+    """Weights & Biases; set ``WANDB_MODE=offline`` for a machine without a network."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise MissingDependency("wandb", "train") from error
+        self._run = wandb.init(
+            project="agentgym", name=folder.name, dir=str(folder), config=dict(config), resume="allow"
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record scalars."""
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class MLflow:
+    """MLflow; ``MLFLOW_TRACKING_URI`` says where, by default ``mlruns/`` in the run's folder."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import mlflow
+        except ModuleNotFoundError as error:
+            raise MissingDependency("mlflow", "train") from error
+        import os
+
+        self._mlflow = mlflow
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            mlflow.set_tracking_uri((folder / "mlruns").resolve().as_uri())
+        mlflow.set_experiment("agentgym")
+        mlflow.start_run(run_name=folder.name)
+        mlflow.log_params({k: str(v)[:250] for k, v in _flat(config).items()})
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record scalars."""
+        self._mlflow.log_metrics({k: v for k, v in metrics.items() if math.isfinite(v)}, step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._mlflow.end_run()
+
+
+TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+class Metrics:
+    """All trackers of a run.
+
+    Raises:
+        UnknownName: No such tracker.
+        MissingDependency: Its package is not installed.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], config: Mapping[str, Any]) -> None:
+        for name in names:
+            if name not in TRACKERS:
+                raise UnknownName("tracker", name, TRACKERS)
+        self._trackers: list[Tracker] = [JsonLines(folder), *(TRACKERS[n](folder, config) for n in names)]
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send to every tracker; one that fails is dropped with a warning."""
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(step, metrics)
+            except Exception as error:
+                if isinstance(tracker, JsonLines):
+                    raise
+                self._trackers.remove(tracker)
+                warnings.warn(f"{type(tracker).__name__} stopped: {error}", stacklevel=2)
+
+    def close(self) -> None:
+        """Close every tracker."""
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat

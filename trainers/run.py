@@ -1,0 +1,235 @@
+"""One training run: its folder, journal, learner, policy, checkpoints and metrics.
+
+Invariant: everything a resumed run needs is in its folder; what was finished is neither lost nor done twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+
+import agentgym
+from agentgym import config as configuration
+from agentgym.errors import UsageError
+from agentgym.journal import Journal, load
+from agentgym.policies import models
+from agentgym.policies.transformers import TransformersPolicy
+from agentgym.registry import base, make
+from agentgym.rollout.engine import Episode, RolloutEngine
+from agentgym.task import TaskSet
+from agentgym.trainers import checkpoint as checkpoints
+from agentgym.trainers.config import TrainConfig
+from agentgym.trainers.learner import Learner
+from agentgym.trainers.metrics import Metrics
+from agentgym.trajectory import Trajectory
+
+
+class Progress(Protocol):
+    """Who watches a run."""
+
+    def phase(self, text: str) -> None:
+        """What is being done now."""
+
+    def turn(self, trajectory: Trajectory) -> None:
+        """A turn was finished."""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A step was finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """What an algorithm's file offers: its config, and the coroutine that trains.
+
+    Attributes:
+        config: A subclass of :class:`TrainConfig`, its defaults the paper's.
+        train: ``await train(config, run)``.
+    """
+
+    config: type[TrainConfig]
+    train: Callable[[Any, Run], Awaitable[None]]
+
+
+class Silent:
+    """Nobody watches."""
+
+    def phase(self, text: str) -> None:
+        """Nothing."""
+
+    def turn(self, trajectory: Trajectory) -> None:
+        """Nothing."""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+
+class Run:
+    """A run that is open. Use it as a context manager.
+
+    Args:
+        config: The resolved config.
+        folder: The run's folder; made for a new run.
+        resume: Go on with a run that the folder holds.
+        progress: Who watches.
+
+    Attributes:
+        config, folder: As given.
+        learner: The model that is trained.
+        policy: The model that acts; it has the learner's weights.
+        journal: The record.
+        restored: Trajectories that an interrupted run left, by id.
+        first_step: Steps that are already done.
+        extra: What the algorithm saved with the last checkpoint.
+
+    Raises:
+        UsageError: The folder holds a run and ``resume`` is not set, or the other way round.
+        JournalError: Another process writes this run.
+        ModelUnavailable: The model cannot be had.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        resume: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config, self.folder = config, folder
+        self.progress: Progress = progress or Silent()
+        self._resume = resume
+        self._open = ExitStack()
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opening:
+            self._start(opening)
+            self._open = opening.pop_all()
+        return self
+
+    def _start(self, opening: ExitStack) -> None:
+        config, folder = self.config, self.folder
+        exists = (folder / "config.toml").exists()
+        if self._resume and not exists:
+            raise UsageError(f"{folder} holds no run to resume", hint="name the folder that --out created")
+        if exists and not self._resume:
+            raise UsageError(
+                f"{folder} already holds a run", hint=f"agentgym train --resume {folder}, or another --out"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        header = {
+            "kind": "train",
+            "config": config.model_dump(mode="json"),
+            "agentgym": agentgym.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+        if self._resume:
+            self.journal = opening.enter_context(Journal.open(folder))
+            if self.journal.repaired:
+                self.progress.phase(self.journal.repaired)
+            self.restored = load(folder)
+        else:
+            self.journal = opening.enter_context(Journal.create(folder, header))
+            self.restored = {}
+            configuration.save(config, folder / "config.toml")
+        self.progress.phase(f"loading {config.model.name}")
+        torch.manual_seed(config.seed)
+        model, self.tokenizer = models.load(config.model.name, dtype=torch.float32)
+        self.learner = Learner(
+            model, config.model, config.optimiser, temperature=config.rollout.temperature or 1.0
+        )
+        dtype = None if config.model.rollout_dtype == "auto" else getattr(torch, config.model.rollout_dtype)
+        acting, tokenizer = models.load(config.model.name, dtype=dtype)
+        self.policy = TransformersPolicy(acting, tokenizer, max_batch=config.rollout.concurrency)
+        opening.callback(lambda: asyncio.run(self.policy.aclose()))
+        self.first_step, self.extra = 0, dict[str, Any]()
+        saved = checkpoints.latest(folder / "checkpoints") if self._resume else None
+        if saved is not None:
+            saved.restore(self.learner)
+            self.first_step, self.extra = saved.step, dict(saved.extra)
+            self.progress.phase(f"resumed after step {saved.step}")
+        self.metrics = Metrics(folder, config.trackers, header["config"])
+        opening.callback(self.metrics.close)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def tasks(self, split: str | None = None) -> TaskSet:
+        """A split of the environment; by default the one to train on."""
+        env = make(self.config.env.id, **self.config.env.kwargs)
+        try:
+            family = base(env)
+            return family.tasks(family.require_split(split or self.config.env.split or family.splits[0]))
+        finally:
+            env.close()
+
+    def engine(self, *, temperature: float | None = None, journal: bool = True) -> RolloutEngine:
+        """An engine for this run; close it with ``aclose``."""
+        return RolloutEngine(
+            self.config.env.stack(),
+            self.policy,
+            self.config.rollout.engine(self.config.seed, temperature=temperature),
+            self.journal if journal else None,
+            on_turn=self.progress.turn,
+        )
+
+    async def publish(self) -> None:
+        """Give the learner's weights to the acting policy."""
+        await self.policy.update_weights(self.learner.weights())
+
+    async def evaluate(self, step: int) -> dict[str, float]:
+        """Success on the evaluation split, as metrics; failures of infrastructure are left out."""
+        section = self.config.evaluation
+        self.progress.phase(f"evaluating on {section.split}")
+        tasks = self.tasks(section.split)
+        engine = self.engine(temperature=section.temperature, journal=False)
+        try:
+            ended = await engine.collect(
+                [
+                    Episode(f"eval-{step:05d}-{i:05d}", task_id, section.split, group=i)
+                    for i, task_id in enumerate(tasks.sample(section.episodes, self.config.seed))
+                ]
+            )
+        finally:
+            await engine.aclose()
+        valid = [t for t in ended if t.valid]
+        return {
+            "eval/success": sum(t.success for t in valid) / max(len(valid), 1),
+            "eval/episodes": float(len(valid)),
+            "eval/infra_failed": float(len(ended) - len(valid)),
+        }
+
+    def finish_step(self, step: int, metrics: Mapping[str, float], extra: Mapping[str, Any]) -> None:
+        """Record a finished step, and save a checkpoint where one is due."""
+        every = self.config.checkpoint_every
+        full = {**metrics, "time/elapsed": time.perf_counter() - self._started}
+        self.journal.train(step, None, full)
+        self.metrics.log(step, full)
+        if (every and (step + 1) % every == 0) or step + 1 == self.config.steps:
+            self.save(step + 1, extra)
+        self.progress.step(step, full)
+
+    def save(self, step: int, extra: Mapping[str, Any]) -> None:
+        """Save a checkpoint that says ``step`` steps are done."""
+        self.journal.sync()
+        checkpoints.save(
+            self.folder / "checkpoints", step, self.learner, extra, keep=self.config.checkpoint_keep
+        )
+
+    def export(self) -> Path:
+        """Write the trained model as a Hugging Face folder, ``model/``; evaluate it by that path."""
+        target = self.folder / "model"
+        models.export(self.policy.model, self.tokenizer, dict(self.learner.weights()), target)
+        return target
