@@ -1,0 +1,138 @@
+"""Fixtures of general use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+LINES = [
+    "You are in a kitchen. You can see a closed door to the north, and a table.",
+    "There is an apple on the table. Your score is 0 of 1. What do you do next?",
+    "go north, go south, go east, go west, take the apple, open the door, look, inventory",
+    "system user assistant tool <think>The door is closed, so open it first.</think>",
+    '<tool_call>{"name": "look", "arguments": {"at": "door"}}</tool_call> <action>open door</action>',
+    "0 1 2 3 4 5 6 7 8 9, aa aaa aaaa, ab abab ababab, \n\n and\t so on.",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random two-layer Llama (about 0.1 M weights, context 512) and its byte-level BPE tokenizer.
+
+    Fresh in every session and equal in all of them; ChatML template, ``<|im_end|>`` ends a turn.
+    """
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(LINES, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        model_max_length=512,
+    )
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+_THINKING = (
+    "{% set ns = namespace(last=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% set text = m.content %}"
+    "{% if m.role == 'assistant' and loop.index0 < ns.last and '</think>' in text %}"
+    "{% set text = text.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + text + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+_HEADERS = (
+    "{{ bos_token }}"
+    "{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
+_STRICT = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% set expected = loop.index0 % 2 == 0 %}"
+    "{% if (m.role == 'user') != expected %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ '[' + m.role + ']' + m.content + ('<|eot_id|>' if m.role == 'assistant' else '') }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+_TOOLS = "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
+
+
+@pytest.fixture(scope="session")
+def chat_templates() -> dict[str, str]:
+    """Jinja sources of templates of every temperament, by name.
+
+    ``chatml``; ``headers`` and ``strip`` trim white space; ``thinking`` drops the thoughts of turns before
+    the last user message; ``reorder`` writes the newest message first; ``count`` heads the prompt with the
+    number of messages; ``strict`` refuses system and tool messages; ``tools`` describes tools.
+    """
+    return {
+        "chatml": CHATML,
+        "headers": _HEADERS,
+        "strip": CHATML.replace("message['content']", "message['content'] | trim"),
+        "thinking": _THINKING,
+        "reorder": CHATML.replace("in messages", "in messages | reverse"),
+        "count": "{{ messages | length }}" + CHATML,
+        "strict": _STRICT,
+        "tools": _TOOLS + CHATML,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_model: Path) -> Any:
+    """The tiny model's tokenizer, with the special tokens that :func:`chat_templates` write."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens(
+        {"bos_token": "<|begin_of_text|>", "additional_special_tokens": ["<|im_start|>", *headers]}
+    )
+    return tokenizer
