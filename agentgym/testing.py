@@ -1,8 +1,8 @@
 """Tiny real environments for tests and benchmarks.
 
-Invariant: each keeps the whole contract of :class:`agentgym.Env` (``agentgym check`` passes on all of them,
-as long as nobody gives :class:`CrashEnv` one of its commands) and needs nothing but the core. None has a
-registered id: name one by its import path, ``agentgym.testing:EchoEnv``.
+Invariant: each keeps the whole contract of :class:`agentgym.Env` (``agentgym check`` finds nothing on them,
+but :class:`CrashEnv` fails where it is told to) and needs nothing but the core. None has a registered id:
+name one by its import path, ``agentgym.testing:EchoEnv``.
 """
 
 from __future__ import annotations
