@@ -55,9 +55,9 @@ class UnknownName(UsageError):
         near = nearest(name, self.known)
         if near:
             hint = f"did you mean {' or '.join(repr(n) for n in near)}?" + (f" {hint}" if hint else "")
-        elif self.known and not hint:
+        elif self.known:
             shown = ", ".join(self.known[:12]) + (", …" if len(self.known) > 12 else "")
-            hint = f"known: {shown}"
+            hint = f"known: {shown}" + (f"; {hint}" if hint else "")
         super().__init__(f"unknown {kind} {name!r}", hint=hint)
 
 
