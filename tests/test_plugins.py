@@ -70,7 +70,8 @@ def test_a_module_is_an_entry_point_too(install: Install) -> None:
 def test_parts_are_found_by_name_in_any_group(install: Install) -> None:
     install(
         "parts",
-        "[agentgym.algorithms]\nfancy = parts:Fancy\nlost = parts:Lost\n[agentgym.policies]\nshy = parts:Shy\n",
+        "[agentgym.algorithms]\nfancy = parts:Fancy\nlost = parts:Lost\n"
+        "[agentgym.policies]\nshy = parts:Shy\n",
         "class Fancy: pass\nclass Shy: pass\n",
     )
     assert plugins.find("algorithms", "fancy", {}, "algorithm").__name__ == "Fancy"
