@@ -70,7 +70,7 @@ def register(
         raise UsageError(f"{id!r} is already registered with Gymnasium for {known.entry_point}")
     _families[id] = family
     if known is None:
-        gymnasium.register(id=id, entry_point=entry_point, kwargs=dict(family.kwargs))
+        gymnasium.register(id=id, entry_point=entry_point, order_enforce=False, kwargs=dict(family.kwargs))
 
 
 def families() -> dict[str, Family]:
@@ -122,7 +122,7 @@ def make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     with _teaching(name, family, kwargs):
         if family is None:
             return gymnasium.make(name, **kwargs)
-        return gymnasium.make(name, disable_env_checker=True, order_enforce=False, **kwargs)
+        return gymnasium.make(name, disable_env_checker=True, **kwargs)
 
 
 @contextmanager
