@@ -132,7 +132,8 @@ def use_supported_python() -> None:
     have = "{}.{}".format(*sys.version_info)
     for major, minor in reversed(PYTHONS):
         found = shutil.which(f"python{major}.{minor}")
-        if found:
+        # A pyenv shim is on PATH for versions that it then refuses to run.
+        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
             say(f"python3 is {have}; using {found}")
             os.execv(found, [found, *sys.argv])
     raise Failure(
@@ -238,14 +239,16 @@ def install_cpu_torch(pin: str) -> None:
         if "No matching distribution" not in failure.log:
             raise
     try:
-        title = f"torch {pin} is not there; trying {TORCH_CPU_INDEX}"
+        title = f"torch {pin} from {TORCH_CPU_INDEX}"
         pip(title, "install", "--no-deps", "--index-url", TORCH_CPU_INDEX, f"torch=={pin}")
     except Failure as failure:
+        if "No matching distribution" not in failure.log:
+            raise
         tag = "cp{}{}".format(*sys.version_info)
         raise Failure(
-            f"no CPU build of torch {pin} for {tag} in the configured index; then: {failure.message}",
-            f"check the network, or put torch-{pin}-{tag}-….whl into a folder and set PIP_FIND_LINKS to it, "
-            "or use another Python: make PYTHON=python3.11 test",
+            f"no index that answers has torch {pin} for {tag} on {os.uname().machine}",
+            f"check the network, or set PIP_FIND_LINKS to a folder that holds torch-{pin}-{tag}-….whl",
+            failure.log,
         ) from None
 
 

@@ -1,0 +1,96 @@
+"""The installation script: what stops it is named, with the command that helps."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "install.py"
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("install", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "VENV_PYTHON", Path(sys.executable))
+    monkeypatch.setattr(module, "STAMP", tmp_path / "stamp.json")
+    return module
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("ERROR: Could not install: [Errno 28] No space left on device", "the disk filled up"),
+        (
+            "Retrying after NewConnectionError\nERROR: … spacy (from versions: none)\n"
+            "ERROR: No matching distribution found for spacy",
+            "cannot be reached",
+        ),
+        ("ERROR: No matching distribution found for torch==2.13.0+cpu", "no index has torch==2.13.0+cpu"),
+        ("error: command 'cc' failed", "failed: building"),
+    ],
+)
+def test_a_failure_names_its_cause(install: ModuleType, log: str, words: str) -> None:
+    failure = install.explain("building", log)
+    assert words in failure.message and failure.hint
+
+
+def test_a_failing_command_shows_its_output(install: ModuleType) -> None:
+    with pytest.raises(install.Failure) as caught:
+        install.run("saying no", [sys.executable, "-c", "print('no'); raise SystemExit(3)"])
+    assert caught.value.log.strip() == "no"
+
+
+def test_without_root_the_exact_command_is_named(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(install.shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(install.Failure) as caught:
+        install.apt_install(["python3.12-venv"], "there is no venv module")
+    assert "sudo apt-get install -y --no-install-recommends python3.12-venv" in caught.value.hint
+
+
+def test_a_finished_installation_is_recognised_until_its_inputs_change(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = install.fingerprint("cpu")
+    assert install.read_stamp() == {}
+    install.STAMP.write_text(install.json.dumps(wanted))
+    assert install.read_stamp() == wanted
+    monkeypatch.setenv("AGENTGYM_TORCH", "cpu")
+    monkeypatch.setattr(install, "pip", lambda *a: pytest.fail("nothing is to be installed"))
+    install.install()
+    assert install.fingerprint("cuda") != wanted
+
+
+def test_cuda_packages_beside_a_cpu_torch_are_refused(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"torch": "2.13.0+cpu", "nvidia-nccl-cu13": "2.28.9", "torchvision": "0.28.0"}
+    monkeypatch.setattr(install, "installed", lambda: found)
+    with pytest.raises(install.Failure) as caught:
+        install.verify("cpu")
+    assert "uninstall -y nvidia-nccl-cu13 torchvision" in caught.value.hint
+
+
+def test_the_environment_under_test_keeps_the_rule(install: ModuleType) -> None:
+    found = install.installed()
+    if "+cpu" not in found.get("torch", ""):
+        pytest.skip("needs a CPU build of torch")
+    assert not [name for name in found if install.NOT_WITH_CPU_TORCH.fullmatch(name)]
+
+
+def test_a_wrong_setting_is_an_error_and_not_a_traceback() -> None:
+    env = {**os.environ, "AGENTGYM_TORCH": "rocm"}
+    done = subprocess.run([sys.executable, str(SCRIPT)], env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "AGENTGYM_TORCH is 'rocm'" in done.stderr and "Traceback" not in done.stderr
