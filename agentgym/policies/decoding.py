@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from agentgym.policies.base import Completion, FinishReason, Request
 from agentgym.policies.sampling import draw, uniforms
@@ -25,6 +28,7 @@ from agentgym.policies.sampling import draw, uniforms
 _FREE_PADDING = 64
 # Columns of room that a rebuilt cache has, so that a step writes into it instead of copying it.
 _SLACK = 64
+_GROUPED = "sdpa_grouped"
 
 
 class Row:
@@ -81,6 +85,7 @@ class Decoder:
         prefill_tokens: int = 4096,
     ) -> None:
         self.rows: list[Row] = []
+        use_grouped_attention(model)
         self._model, self._stop_ids, self._decode = model, frozenset(stop_ids), decode
         self._prefill_tokens = prefill_tokens
         self._cache = _new_cache()
@@ -216,6 +221,38 @@ class Decoder:
             layer.fill([(s, index) for s, (_, index) in zip(sources, parts, strict=True)], width)
             cache.layers.append(layer)
         self._cache, self._slots = cache, list(self.rows)
+
+
+def use_grouped_attention(model: Any) -> None:
+    """Let a model that attends by SDPA decode with :func:`grouped_attention`; others stay as they are."""
+    if model.config._attn_implementation == "sdpa":
+        AttentionInterface.register(_GROUPED, grouped_attention)
+        AttentionMaskInterface.register(_GROUPED, sdpa_mask)
+        model.set_attn_implementation(_GROUPED)
+
+
+def grouped_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """SDPA that reads each key and value once for the whole group of query heads that shares it.
+
+    For a single new token on a CPU the heads of a group take the place of query positions, which are all it
+    lacks: the kernel then does the work of one head where it would copy keys and values for each. Everything
+    else goes the usual way.
+    """
+    rows, heads, queries, _ = query.shape
+    groups = heads // key.shape[1]
+    usual = queries > 1 or groups == 1 or query.device.type != "cpu"
+    if usual or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query.reshape(rows, key.shape[1], groups, -1),
+        key,
+        value,
+        attn_mask=attention_mask,
+        scale=kwargs.get("scaling"),
+    )
+    return output.reshape(rows, 1, heads, -1), None
 
 
 class _Layer(DynamicLayer):  # type: ignore[no-untyped-call, unused-ignore]
