@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,19 @@ def test_importing_agentgym_stays_light() -> None:
     heavy = [m for m in loaded if m.split(".")[0] in HEAVY]
     rooms = [m for m in loaded if m.startswith("agentgym.") and room_of(m) != "core"]
     assert not heavy and not rooms
+
+
+def test_every_import_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    asked = [*project["dependencies"], *(requirement for extra in extras for requirement in extra)]
+    declared = {re.split(r"[^\w.-]", requirement)[0].lower().replace("-", "_") for requirement in asked}
+    trackers = {"wandb", "mlflow"}  # adapters to what a user has
+    ours = {*sys.stdlib_module_names, "agentgym", *declared, *trackers}
+    missing = {
+        (str(p.relative_to(ROOT)), n) for p in modules() for _, n in imports(p) if n.split(".")[0] not in ours
+    }
+    assert not missing
 
 
 @pytest.mark.parametrize("room", MAPPED)
