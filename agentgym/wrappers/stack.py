@@ -98,8 +98,8 @@ class EnvConfig:
         """
         if self.worker is not None:
             return self.worker
-        declared = getattr(_class_of(self.id), "worker", None)
-        return declared if declared in get_args(Worker) else "thread"
+        declared: Worker = getattr(_class_of(self.id), "worker", "thread")
+        return declared
 
     def instructions(self) -> str:
         """How a policy has to answer, for a system message."""
