@@ -3,9 +3,9 @@
 Invariant: a row's tokens are a function of its prompt, its sampling parameters, its seed and the weights; the
 rows it shares the cache with change its log-probs by rounding only.
 
-Rows are padded on the left to a common length. Prompts enter in groups of similar length, identical prompts
-once, and only the last position's logits are computed. When rows enter or leave, the cache is rebuilt
-without the rows that left and without padding that nobody needs any more.
+Prompts enter in groups of similar length; identical prompts are read once, and so is what all that enter
+together begin with. Only the last position's logits are computed. When rows enter or leave, the cache is
+rebuilt without the rows that left and without padding that nobody needs any more.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from agentgym.policies.base import Completion, FinishReason, Request
+from agentgym.policies.kvcache import KeyValues, use_grouped_attention
 from agentgym.policies.sampling import draw, uniforms
 
 # A forward pass reads all weights; below this many tokens of padding that costs more than the padding does.
 _FREE_PADDING = 64
-# Columns of room that a rebuilt cache has, so that a step writes into it instead of copying it.
-_SLACK = 64
-_GROUPED = "sdpa_grouped"
+# A common beginning shorter than this is not worth a pass of its own.
+_SHARED = 16
+
+Prompt = tuple[int, ...]
 
 
 class Row:
@@ -88,7 +86,7 @@ class Decoder:
         use_grouped_attention(model)
         self._model, self._stop_ids, self._decode = model, frozenset(stop_ids), decode
         self._prefill_tokens = prefill_tokens
-        self._cache = _new_cache()
+        self._cache = KeyValues(0, model.device)
         self._slots: list[Row] = []  # the cache's rows, those that have left included
 
     @torch.inference_mode()
@@ -96,13 +94,16 @@ class Decoder:
         """Read the prompts of ``rows`` and sample their first tokens; return the rows that ended."""
         parts = [self._remaining()] if self.rows else []
         entering: list[Row] = []
-        for prompts in self._groups(dict.fromkeys(row.request.prompt_ids for row in rows)):
-            cache, logits = self._prefill(prompts)
-            place = {prompt: i for i, prompt in enumerate(prompts)}
-            group = [row for row in rows if row.request.prompt_ids in place]
-            index = [place[row.request.prompt_ids] for row in group]
-            self._sample(group, logits[index])
-            going_on = [(i, row) for i, row in zip(index, group, strict=True) if row.finish_reason is None]
+        prompts = list(dict.fromkeys(row.request.prompt_ids for row in rows))
+        shared = _common(prompts)
+        beginning = self._prefill([prompts[0][:shared]])[0] if shared else None
+        for group in self._groups(prompts, shared):
+            cache, logits = self._prefill(group, beginning, shared)
+            place = {prompt: i for i, prompt in enumerate(group)}
+            members = [row for row in rows if row.request.prompt_ids in place]
+            index = [place[row.request.prompt_ids] for row in members]
+            self._sample(members, logits[index])
+            going_on = [(i, row) for i, row in zip(index, members, strict=True) if row.finish_reason is None]
             if going_on:
                 parts.append((cache, [i for i, _ in going_on]))
                 entering += [row for _, row in going_on]
@@ -116,13 +117,10 @@ class Decoder:
         """Sample one token for every row; return the rows that ended, which leave."""
         if self._slots != self.rows:
             self._rebuild([self._remaining()])
-        device = self._model.device
-        past = self._cache.get_seq_length()
-        lengths = torch.tensor([row.length for row in self.rows], device=device)
-        tokens = torch.tensor([row.token_ids[-1:] for row in self.rows], device=device)
-        mask = _mask(lengths, past + 1)
-        logits = self._forward(tokens, mask, lengths[:, None] - 1, self._cache)
-        self._sample(self.rows, logits)
+        tokens = torch.tensor([row.token_ids[-1:] for row in self.rows], device=self._model.device)
+        self._sample(
+            self.rows, self._cache.read(self._model, tokens, torch.ones_like(tokens, dtype=torch.bool))
+        )
         ended = [row for row in self.rows if row.finish_reason is not None]
         if ended:
             self.keep(lambda row: row.finish_reason is None)
@@ -132,7 +130,7 @@ class Decoder:
         """Let the rows go that are not ``wanted``."""
         self.rows = [row for row in self.rows if wanted(row)]
         if not self.rows:
-            self._cache, self._slots = _new_cache(), []
+            self._cache, self._slots = KeyValues(0, self._model.device), []
 
     def completion(self, row: Row, version: int) -> Completion:
         """The completion of a row that ended; the token that ended it is not in its text."""
@@ -145,46 +143,41 @@ class Decoder:
             version=version,
         )
 
-    def _groups(self, prompts: Collection[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    def _groups(self, prompts: Sequence[Prompt], shared: int) -> list[list[Prompt]]:
         """Prompts in groups of similar length, longest first, that a forward pass can hold."""
-        groups: list[list[tuple[int, ...]]] = []
+        groups: list[list[Prompt]] = []
         longest = real = 0
         for prompt in sorted(prompts, key=len, reverse=True):
+            length = len(prompt) - shared
             padded = longest * (len(groups[-1]) + 1) if groups else 0
-            real += len(prompt)
+            real += length
             too_padded = padded - real > max(_FREE_PADDING, real // 8)
             if not groups or padded > self._prefill_tokens or too_padded:
                 groups.append([])
-                longest = real = len(prompt)
+                longest = real = length
             groups[-1].append(prompt)
         return groups
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Cache, Tensor]:
-        """The cache of ``prompts``, padded on the left, and the logits after each, ``(rows, vocabulary)``."""
-        device, width = self._model.device, max(map(len, prompts))
-        tokens = torch.tensor([(0,) * (width - len(p)) + p for p in prompts], device=device)
-        lengths = torch.tensor([len(p) for p in prompts], device=device)
-        positions = (torch.arange(width, device=device) - (width - lengths)[:, None]).clamp_(min=0)
-        mask, cache = _mask(lengths, width), _new_cache()
-        chunk = max(1, self._prefill_tokens // len(prompts))
+    def _prefill(
+        self, prompts: Sequence[Prompt], beginning: KeyValues | None = None, skip: int = 0
+    ) -> tuple[KeyValues, Tensor]:
+        """The cache of ``prompts`` and the logits after each, ``(rows, vocabulary)``.
+
+        ``beginning`` holds the first ``skip`` tokens, which the prompts have in common.
+        """
+        device, rows = self._model.device, len(prompts)
+        cache = KeyValues.join([(beginning, [0] * rows)]) if beginning else KeyValues(rows, device)
+        rests = [prompt[skip:] for prompt in prompts]
+        width = max(map(len, rests))
+        tokens = torch.tensor([(0,) * (width - len(rest)) + rest for rest in rests], device=device)
+        lengths = torch.tensor([len(rest) for rest in rests], device=device)
+        real = torch.arange(width, device=device) >= (width - lengths)[:, None]
+        chunk = max(1, self._prefill_tokens // rows)
         logits = torch.empty(0)
         for start in range(0, width, chunk):
-            now = slice(start, min(start + chunk, width))
-            seen = None if mask is None else mask[:, : now.stop]
-            logits = self._forward(tokens[:, now], seen, positions[:, now], cache)
+            now = slice(start, start + chunk)
+            logits = cache.read(self._model, tokens[:, now], real[:, now])
         return cache, logits
-
-    def _forward(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache) -> Tensor:
-        output = self._model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = output.logits[:, -1]
-        return logits
 
     def _sample(self, rows: Sequence[Row], logits: Tensor) -> None:
         u = np.array([row.uniform for row in rows])
@@ -206,116 +199,19 @@ class Decoder:
         text = self._decode(row.token_ids[-tail:])
         return any(stop in text for stop in row.request.sampling.stop)
 
-    def _remaining(self) -> tuple[Cache, list[int]]:
+    def _remaining(self) -> tuple[KeyValues, list[int]]:
         """The cache and which of its rows are still wanted."""
         place = {id(row): i for i, row in enumerate(self._slots)}
         return self._cache, [place[id(row)] for row in self.rows]
 
-    def _rebuild(self, parts: Sequence[tuple[Cache, list[int]]]) -> None:
-        """One cache of the ``parts``' rows, in the order of :attr:`rows`."""
-        # The newest token of a row is sampled but not yet read: it is not in the cache.
-        width = max(row.length for row in self.rows) - 1
-        cache = _new_cache()
-        for sources in zip(*(part.layers for part, _ in parts), strict=True):
-            layer = _Layer()
-            layer.fill([(s, index) for s, (_, index) in zip(sources, parts, strict=True)], width)
-            cache.layers.append(layer)
-        self._cache, self._slots = cache, list(self.rows)
+    def _rebuild(self, parts: Sequence[tuple[KeyValues, list[int]]]) -> None:
+        """One cache of the ``parts``' rows, which are :attr:`rows` in order."""
+        self._cache, self._slots = KeyValues.join(parts), list(self.rows)
 
 
-def use_grouped_attention(model: Any) -> None:
-    """Let a model that attends by SDPA decode with :func:`grouped_attention`; others stay as they are."""
-    if model.config._attn_implementation == "sdpa":
-        AttentionInterface.register(_GROUPED, grouped_attention)
-        AttentionMaskInterface.register(_GROUPED, sdpa_mask)
-        model.set_attn_implementation(_GROUPED)
-
-
-def grouped_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """SDPA that reads each key and value once for the whole group of query heads that shares it.
-
-    For a single new token on a CPU the heads of a group take the place of query positions, which are all it
-    lacks: the kernel then does the work of one head where it would copy keys and values for each. Everything
-    else goes the usual way.
-    """
-    rows, heads, queries, _ = query.shape
-    groups = heads // key.shape[1]
-    usual = queries > 1 or groups == 1 or query.device.type != "cpu"
-    if usual or kwargs.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    output = torch.nn.functional.scaled_dot_product_attention(
-        query.reshape(rows, key.shape[1], groups, -1),
-        key,
-        value,
-        attn_mask=attention_mask,
-        scale=kwargs.get("scaling"),
-    )
-    return output.reshape(rows, 1, heads, -1), None
-
-
-class _Layer(DynamicLayer):  # type: ignore[no-untyped-call, unused-ignore]
-    """Keys and values, shape ``(rows, heads, tokens, size)``, in buffers with room for more tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self._buffers: list[Tensor] = []
-        self._length = 0
-
-    def get_seq_length(self) -> int:
-        """Tokens in the cache."""
-        return self._length
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append the states of new tokens; return all."""
-        self.is_initialized = True
-        new, past, length = (key_states, value_states), self._length, self._length + key_states.shape[-2]
-        if not self._buffers or self._buffers[0].shape[-2] < length:
-            grown = [_room(states, len(states), length + _SLACK) for states in new]
-            if past:
-                for target, source in zip(grown, self.filled(), strict=True):
-                    target[:, :, :past] = source
-            self._buffers = grown
-        for buffer, states in zip(self._buffers, new, strict=True):
-            buffer[:, :, past:length] = states
-        self._length = length
-        self.keys, self.values = self.filled()
-        return self.keys, self.values
-
-    def fill(self, parts: Sequence[tuple[_Layer, list[int]]], width: int) -> None:
-        """Take rows, given by index, from other layers, aligned on the right at ``width`` tokens."""
-        self.is_initialized, self._length = True, width
-        rows = sum(len(index) for _, index in parts)
-        self._buffers = [_room(states, rows, width + _SLACK) for states in parts[0][0].filled()]
-        at = 0
-        for layer, index in parts:
-            for buffer, states in zip(self._buffers, layer.filled(), strict=True):
-                length = min(layer._length, width)
-                here = buffer[at : at + len(index)]
-                here[:, :, : width - length] = 0  # masked, but 0 times garbage may be NaN
-                here[:, :, width - length : width] = states[index, :, layer._length - length :]
-            at += len(index)
-        self.keys, self.values = self.filled()
-
-    def filled(self) -> tuple[Tensor, Tensor]:
-        """Views of the filled part of the buffers."""
-        keys, values = self._buffers
-        return keys[:, :, : self._length], values[:, :, : self._length]
-
-
-def _new_cache() -> Cache:
-    return Cache(layer_class_to_replicate=_Layer)
-
-
-def _room(like: Tensor, rows: int, tokens: int) -> Tensor:
-    _, heads, _, size = like.shape
-    return like.new_empty((rows, heads, tokens, size))
-
-
-def _mask(lengths: Tensor, width: int) -> Tensor | None:
-    """True on the last ``length`` of ``width`` columns, shape ``(rows, width)``; ``None`` if on all."""
-    mask = torch.arange(width, device=lengths.device) >= (width - lengths)[:, None]
-    return None if bool(mask.all()) else mask
+def _common(prompts: Sequence[Prompt]) -> int:
+    """How many tokens all ``prompts`` begin with, short of a whole prompt; 0 if that is not worth it."""
+    first, last = min(prompts), max(prompts)  # the two that differ the earliest
+    limit = min(map(len, prompts)) - 1
+    shared = next((i for i in range(limit) if first[i] != last[i]), limit)
+    return shared if len(prompts) > 1 and shared >= _SHARED else 0

@@ -55,6 +55,12 @@ def same(one: Completion, other: Completion) -> bool:
     return (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason)
 
 
+async def busy(policy: TransformersPolicy) -> None:
+    """Return once the worker has taken a call in."""
+    while not policy._running:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
 class Passes(list[Any]):
     """Records the shapes of forward passes: ``(rows, tokens, logits kept)``."""
 
@@ -107,7 +113,11 @@ def test_text_is_a_reading_of_the_tokens(policy: TransformersPolicy) -> None:
 
 requests = st.builds(
     request,
-    st.lists(st.integers(3, 300), min_size=1, max_size=40).map(tuple) | st.sampled_from(PROMPTS),
+    st.builds(
+        lambda beginning, rest: (*range(3, 3 + beginning), *rest),
+        st.sampled_from([0, 10, 30]),
+        st.lists(st.integers(3, 300), min_size=1, max_size=30),
+    ),
     st.integers(0, 2**63 - 1),
     temperature=st.sampled_from([0.0, 0.8, 1.5]),
     top_p=st.sampled_from([1.0, 0.7]),
@@ -260,6 +270,12 @@ def test_identical_prompts_are_read_once(own: TransformersPolicy) -> None:
     assert passes.prompts == [(1, 4)] and len({c.token_ids for c in completions}) == 8
 
 
+def test_common_beginning_is_read_once(own: TransformersPolicy) -> None:
+    passes = Passes(own)
+    generate(own, *(request((*range(3, 53), *range(60, 64 + i)), i) for i in range(6)))
+    assert passes.prompts == [(1, 53), (6, 6)], "every prompt keeps a token to sample after"
+
+
 def test_cache_stays_within_its_limit(loaded: tuple[Any, Any]) -> None:
     policy = TransformersPolicy(copy.deepcopy(loaded[0]), loaded[1], stop_ids=(), max_cache_tokens=100)
     passes = Passes(policy)
@@ -274,8 +290,7 @@ def test_cancelled_request_is_dropped(policy: TransformersPolicy) -> None:
     async def scenario() -> tuple[Completion, Completion]:
         doomed = asyncio.create_task(policy.generate([request((5,), 1, max_tokens=500)]))
         kept = asyncio.create_task(policy.generate([request((6,), 2, max_tokens=60)]))
-        while not policy._running:
-            await asyncio.sleep(0.001)
+        await busy(policy)
         doomed.cancel()
         [completion] = await kept
         assert doomed.cancelled()
@@ -348,8 +363,7 @@ def test_no_completion_is_sampled_by_two_versions(own: TransformersPolicy) -> No
 
     async def scenario() -> tuple[list[int], int]:
         tasks = [asyncio.create_task(own.generate([request((5,), i, max_tokens=40)])) for i in range(4)]
-        while not own._running:
-            await asyncio.sleep(0.001)
+        await busy(own)
         version = await own.update_weights(same_weights)
         done = [task.result()[0].version for task in tasks if task.done()]
         later = await own.generate([request((5,))])
