@@ -76,6 +76,34 @@ def save(root: Path, step: int, learner: Learner, extra: Mapping[str, Any], *, k
     return Checkpoint(final, step, dict(extra))
 
 
+def export(learner: Learner, model: Any, tokenizer: Any, target: Path) -> Path:
+    """Write the learner's weights, adapters merged, as a Hugging Face folder.
+
+    Args:
+        learner: Whose weights.
+        model: A model of the same architecture, for its config.
+        tokenizer: Saved beside it.
+        target: Replaced if it exists.
+
+    Raises:
+        StorageFailed: The disk is full or the folder cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    weights = {name: tensor.contiguous() for name, tensor in learner.weights()}
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial, state_dict=weights)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageFailed(
+            f"cannot save the model {target}: {error}", hint="free space on the disk, then resume the run"
+        ) from error
+    return target
+
+
 def latest(root: Path) -> Checkpoint | None:
     """The last whole checkpoint under ``root``, if any.
 

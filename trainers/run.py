@@ -230,6 +230,5 @@ class Run:
 
     def export(self) -> Path:
         """Write the trained model as a Hugging Face folder, ``model/``; evaluate it by that path."""
-        target = self.folder / "model"
-        models.export(self.policy.model, self.tokenizer, dict(self.learner.weights()), target)
-        return target
+        self.progress.phase("saving the model")
+        return checkpoints.export(self.learner, self.policy.model, self.tokenizer, self.folder / "model")
