@@ -110,19 +110,21 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
         head = weight.to(compute)
+        scale = grad_logp / temperature
         for part in _chunks(len(targets), chunk):
-            log_p = _logits(hidden[part], head, temperature, normaliser.dtype) - normaliser[part, None]
-            p = log_p.exp()
+            log_p = _logits(hidden[part], head, temperature, normaliser.dtype).sub_(normaliser[part, None])
             # d logp / d logits = onehot - p;  d H / d logits = -p (log p + H)
-            grad = -grad_logp[part, None] * p
-            grad.scatter_add_(1, targets[part, None], grad_logp[part, None])
-            if grad_entropy is not None:
-                grad -= grad_entropy[part, None] * p * (log_p + entropy[part, None])
-            grad = (grad / temperature).to(compute)
+            if grad_entropy is None:
+                grad = log_p.exp_().mul_(-scale[part, None])
+            else:
+                factor = (log_p + entropy[part, None]).mul_(grad_entropy[part, None] / temperature)
+                grad = log_p.exp_().mul_(factor.add_(scale[part, None]).neg_())
+            grad.scatter_add_(1, targets[part, None], scale[part, None])
+            low = grad.to(compute)
             if grad_hidden is not None:
-                grad_hidden[part] = (grad @ head).to(hidden.dtype)
+                grad_hidden[part] = (low @ head).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight += (grad.T @ hidden[part].to(compute)).to(weight.dtype)
+                grad_weight += low.T @ hidden[part].to(compute)
         return grad_hidden, grad_weight, None, None, None, None, None
 
 
@@ -131,4 +133,5 @@ def _chunks(length: int, size: int) -> list[slice]:
 
 
 def _logits(hidden: Tensor, head: Tensor, temperature: float, exact: torch.dtype) -> Tensor:
-    return (hidden.to(head.dtype) @ head.T).to(exact) / temperature
+    logits = (hidden.to(head.dtype) @ head.T).to(exact)
+    return logits if temperature == 1.0 else logits.div_(temperature)

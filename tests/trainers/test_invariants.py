@@ -227,7 +227,7 @@ def test_X2_is_tried_where_every_bound_binds_and_every_term_acts(exact):
     model, rows = exact
     metrics = loss_of(model, rows, Denominators.of(rows.mask.sum(1)), **EVERYTHING_ON).metrics
     for name in ("clipfrac_low", "clipfrac_high", "clipfrac_dual", "kl_ref", "entropy_mean"):
-        assert metrics[name] > 0.01, name
+        assert metrics[name] > 1e-3, name
 
 
 @pytest.mark.parametrize("mode", AGGREGATION_MODES)
