@@ -19,6 +19,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any, ClassVar, Literal, TypeVar
 
 from agentgym.env import Env, Transition
@@ -33,6 +34,10 @@ Choice = TypeVar("Choice", bound=int | str)
 
 _ID = re.compile(r"(train|valid|test)-(\d{6})")
 _WORLD = re.compile(r"w(\d+)-o(\d+)-q(\d+)")
+
+_textworld = Lock()
+"""TextWorld's parser keeps its state in the module: two threads in it corrupt each other's games. It holds the
+GIL nearly all the time, so taking turns costs nothing."""
 
 
 class TextWorld(Env[str]):
@@ -91,10 +96,11 @@ class TextWorld(Env[str]):
     def begin(self, task: Task) -> tuple[str, dict[str, Any]]:
         """Load the game, making it first if the cache lacks it."""
         game = self._game(task)
-        if self._path != str(game.path):
-            self._unload()
-            self._play, self._path = _load(game, self._info_actions, self._plans), str(game.path)
-        state = self._play.reset()
+        with _textworld:
+            if self._path != str(game.path):
+                self._unload()
+                self._play, self._path = _load(game, self._info_actions, self._plans), str(game.path)
+            state = self._play.reset()
         self._max_score = max(1, game.max_score)
         self._turns, self._moves = 0, state["moves"] or 0
         self._plan = len(state["policy_commands"] or ()) if self._plans else 0
@@ -117,7 +123,8 @@ class TextWorld(Env[str]):
         command = normal_form(action)
         if (reason := refusal(command)) is not None:
             return Transition(reason, truncated=truncated, info={**self._info(None), "valid_action": False})
-        state, _, done = self._play.step(command)
+        with _textworld:
+            state, _, done = self._play.step(command)
         understood = bool(done) or state["moves"] != self._moves
         self._moves = state["moves"]
         reward = self._rewarded(state)
@@ -133,7 +140,8 @@ class TextWorld(Env[str]):
         made = self.fresh()
         assert isinstance(made, TextWorld)
         if self._play is not None:
-            made._play, made._path = self._play.copy(), self._path
+            with _textworld:
+                made._play, made._path = _duplicate(self._play), self._path
         for name in ("_admissible", "_turns", "_moves", "_plan", "_max_score", "_points", "_progress"):
             setattr(made, name, getattr(self, name))
         return made
@@ -458,6 +466,24 @@ def _load(game: Game, actions: bool, plans: bool) -> Any:
     _ignore_warning("Game '.*' is not fully supported")
     infos = textworld.EnvInfos(admissible_commands=actions, policy_commands=plans)
     return textworld.start(str(game.path), infos)
+
+
+def _duplicate(play: Any) -> Any:
+    """TextWorld's own copy of ``play``, without deep copies of state that no later step reads."""
+    replaced = []
+    layer = play
+    while layer is not None:
+        for name in ("state", "_prev_state"):
+            state = layer.__dict__.get(name)
+            if state is not None:
+                replaced.append((layer, name, state))
+                setattr(layer, name, type(state)({key: state.get(key) for key in ("score", "moves")}))
+        layer = layer.__dict__.get("_wrapped_env")
+    try:
+        return play.copy()
+    finally:
+        for layer, name, state in replaced:
+            setattr(layer, name, state)
 
 
 def _ignore_warning(message: str) -> None:
