@@ -286,8 +286,21 @@ JSON = st.recursive(
     max_leaves=8,
 )
 CALLS = st.builds(ToolCall, CHARACTERS.filter(bool), st.dictionaries(CHARACTERS, JSON, max_size=4))
-MARKS = "<think> </think> <action> </action> <tool_call> </tool_call> <|python_tag|> <|eom_id|>".split()
-PIECES = [*MARKS, '{"name": "f"', ', "arguments": {', "}", "```json\n", "\\ud800", "1e999", '"', "[", ":"]
+MARKS = [f"<{end}{tag}>" for tag in ("think", "action", "tool_call") for end in ("", "/")]
+PIECES = [
+    *MARKS,
+    "<|python_tag|>",
+    "<|eom_id|>",
+    '{"name": "f"',
+    ', "arguments": {',
+    "}",
+    "```json\n",
+    "\\ud800",
+    "1e999",
+    '"',
+    "[",
+    ":",
+]
 WILD = st.text(st.characters(codec=None)) | st.lists(st.sampled_from(PIECES) | st.text(max_size=3)).map(
     "".join
 )

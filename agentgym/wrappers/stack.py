@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 import gymnasium
 
-from agentgym import plugins, registry
+from agentgym import plugins, registry, spaces
 from agentgym.actions import Parser, make_parser
 from agentgym.env import Worker
 from agentgym.errors import ConfigError, MissingDependency, UnknownName
@@ -49,8 +49,8 @@ class EnvConfig:
         invalid_penalty: Subtracted from the reward of a turn whose completion could not be read.
 
     Raises:
-        ConfigError: A value out of its range.
-        UnknownName: No such parser.
+        UsageError: A value out of its range.
+        UnknownName: No such parser, parser option or worker.
     """
 
     id: str
@@ -71,20 +71,16 @@ class EnvConfig:
             raise ConfigError(
                 f"history is {self.history}", hint="give the number of turns to show, 0 for none"
             )
-        self._make_parser()
+        # Each wrapper knows its own limits: a wrong one is refused here, not when a worker builds the stack.
+        self._wrap(_Blank())
 
     def build(self) -> gymnasium.Env[Any, Any]:
         """Make the environment and wrap it.
 
         Raises:
-            AgentGymError: As :func:`agentgym.make`, or a wrapper refuses its option.
+            AgentGymError: As :func:`agentgym.make`.
         """
-        env = registry.make(self.id, **self.kwargs)
-        try:
-            return self._wrap(env)
-        except BaseException:
-            env.close()
-            raise
+        return self._wrap(registry.make(self.id, **self.kwargs))
 
     def resolve_worker(self) -> Worker:
         """Where the engine runs it: :attr:`worker`, or what the class declares, or a thread.
@@ -153,6 +149,11 @@ class EnvConfig:
         if self.max_turns is not None:
             env = TimeLimit(env, self.max_turns)
         return env
+
+
+class _Blank(gymnasium.Env[str, str]):
+    observation_space = spaces.Text()
+    action_space = spaces.Text()
 
 
 def _class_of(id: str) -> Any:
