@@ -144,7 +144,7 @@ def _judge(name: str, item: Callable[[Subject], str], subject: Subject, started:
         return Finding(name, None, str(reason), "", time.monotonic() - started)
     except Broken as broken:
         ok, detail, hint = False, str(broken), broken.hint
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         ok, detail = False, f"raised {type(error).__name__}: {short(str(error))}"
         hint = getattr(error, "hint", "") or "the environment may raise only for a wrong order of calls"
     return Finding(name, ok, detail, hint, time.monotonic() - started)

@@ -85,8 +85,9 @@ def wander(
     """A seeded walk: mostly admissible actions, now and then nonsense. Returns actions and all turns."""
     draw = np.random.default_rng(derive(seed, "wander", task.id))
     seen, actions = [reset(env, task, seed)], list[str]()
+    choices = ["look", "help", "1", "yes"]
     while len(actions) < turns and not seen[-1].done:
-        choices = list(seen[-1].info.get("admissible_actions") or ("look", "help", "1", "yes"))
+        choices = list(seen[-1].info.get("admissible_actions") or choices)
         action = "xyzzy" if draw.random() < 0.15 else str(choices[int(draw.integers(len(choices)))])
         actions.append(action)
         seen.append(step(env, action))
