@@ -113,7 +113,6 @@ class RecordWriter:
         """Cut the file back to ``size`` bytes: a torn end that :class:`RecordReader` found."""
         with self.storing():
             os.ftruncate(self._fd, size)
-            os.fsync(self._fd)
 
     def sync(self) -> None:
         """Return when every record would outlive a power cut.

@@ -41,7 +41,7 @@ _SHAPES = re.compile(
     r"\b(?:sk-[\w-]{16,}|hf_\w{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|xox[a-z]-[\w-]{10,}"
     r"|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]+\.[\w-]+)"
 )
-_BEARER = re.compile(r"\b((?i:bearer|basic)) +[\w.~+/=-]{8,}")
+_BEARER = re.compile(r"\b((?i:bearer|basic)) +(?=[\w.~+/-]*[\d=])[\w.~+/=-]{8,}")
 _USER_INFO = re.compile(r"(://)[^/@\s]+@")
 _ASSIGNMENT = re.compile(r"([\w.-]+)(\s*=\s*)([^\s&,;]+)")
 
