@@ -255,9 +255,7 @@ class Reference:
     def __init__(self, run: Run) -> None:
         section = run.config.model.model_copy(update={"lora": None, "gradient_checkpointing": False})
         model, _ = models.load(run.config.model.name, dtype=torch.float32)
-        self._learner = Learner(
-            model.requires_grad_(False), section, run.config.optimiser, temperature=run.learner.temperature
-        )
+        self._learner = Learner(model, section, run.config.optimiser, temperature=run.learner.temperature)
 
     def score(self, rows: Sequence[Row]) -> Tensor:
         """``[B, T-1]`` log-probs of the targets."""
