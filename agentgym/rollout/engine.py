@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from agentgym.conversation import Conversation, Layout
 from agentgym.errors import (
+    AgentGymError,
     ContextExceeded,
     DeadlineExceeded,
     InfrastructureError,
@@ -436,13 +437,16 @@ class _Barrier:
 async def _generate(policy: Policy, requests: Sequence[Request], seconds: float) -> list[Completion]:
     try:
         async with asyncio.timeout(seconds):
-            return await policy.generate(requests)
+            completions = await policy.generate(requests)
     except TimeoutError as error:
         raise DeadlineExceeded("generate", seconds, boundary="policy") from error
-    except (InfrastructureError, ContextExceeded, asyncio.CancelledError):
+    except AgentGymError:  # infrastructure, a full context, or a mistake that no retry would mend
         raise
     except Exception as error:
         raise PolicyFailed(f"generate raised {type(error).__name__}: {error}") from error
+    if len(completions) != len(requests):
+        raise PolicyFailed(f"generate answered {len(requests)} requests with {len(completions)} completions")
+    return completions
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,7 @@
 """Untrusted text on a terminal.
 
-Invariant: nothing that an environment, a tool or a policy wrote reaches the terminal as an escape sequence, as
-a control or direction-changing character, or as markup. What would have acted is shown instead.
+Invariant: nothing that an environment, a tool or a policy wrote reaches the terminal as an escape sequence,
+as a control or direction-changing character, or as markup. What would have acted is shown instead.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def printable(text: str) -> str:
-    """``text`` with every character that a terminal would act on replaced by a picture or its code.
+    r"""``text`` with every character that a terminal would act on replaced by a picture or its code.
 
     Line feeds and tabs stay; CR LF becomes LF; ``ESC`` becomes ``␛``; direction marks, C1 controls and lone
-    surrogates become ``\\u202e`` and the like. The result can be encoded as UTF-8.
+    surrogates become ``\u202e`` and the like. The result can be encoded as UTF-8.
     """
     text = text.replace("\r\n", "\n")
     if all(line.isprintable() for line in text.split("\n")):
