@@ -57,7 +57,7 @@ def draw(logits: Tensor, params: Sequence[Sampling], u: npt.NDArray[np.float64])
 
 
 def _invert(weights: Tensor, u: Tensor) -> Tensor:
-    # In fp32 a running sum over a vocabulary loses the rare tokens; in fp64 it does not.
+    # An fp32 running sum cannot tell tokens below 1e-7 apart: most of them would never be drawn.
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     # The factor keeps the target below the total, where rounding might lift it to it.
     target = u[:, None] * (1 - 1e-12) * cumulative[:, -1:]

@@ -72,6 +72,15 @@ def test_extreme_numbers_never_draw_an_impossible_token(u: float) -> None:
         assert 1 <= tokens.item() <= 5000 and logps.isfinite().all()
 
 
+def test_rare_tokens_can_all_be_drawn() -> None:
+    rare, mass, count = 10_000, 1e-6, 200
+    logits = torch.zeros(rare + 1)
+    logits[0] = math.log(rare * (1 - mass) / mass)  # the others share the mass: 1e-10 each
+    u = 1 - mass + mass * (np.arange(count) + 0.5) / count
+    tokens, _ = draw(logits.expand(count, -1), [Sampling()] * count, u)
+    assert len(set(tokens.tolist())) > count * 0.9
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_broken_logits_show_in_the_log_prob(bad: float, temperature: float) -> None:

@@ -358,20 +358,19 @@ def test_half_an_update_is_not_sampled_from(own: TransformersPolicy) -> None:
     assert len(generate(own, request((5,)))) == 1
 
 
-def test_no_completion_is_sampled_by_two_versions(own: TransformersPolicy) -> None:
-    same_weights = [(name, tensor.clone()) for name, tensor in own.model.state_dict().items()]
+def test_new_weights_wait_for_running_rows_and_for_no_others(loaded: tuple[Any, Any]) -> None:
+    policy = TransformersPolicy(copy.deepcopy(loaded[0]), loaded[1], stop_ids=(), max_batch=1)
+    same_weights = [(name, tensor.clone()) for name, tensor in policy.model.state_dict().items()]
 
-    async def scenario() -> tuple[list[int], int]:
-        tasks = [asyncio.create_task(own.generate([request((5,), i, max_tokens=40)])) for i in range(4)]
-        await busy(own)
-        version = await own.update_weights(same_weights)
-        done = [task.result()[0].version for task in tasks if task.done()]
-        later = await own.generate([request((5,))])
-        await asyncio.gather(*tasks)
-        return done, min(version, later[0].version)
+    async def scenario() -> list[int]:
+        calls = [asyncio.create_task(policy.generate([request((5,), i, max_tokens=40)])) for i in range(4)]
+        await busy(policy)
+        assert await policy.update_weights(same_weights) == 1
+        completions = [completion for [completion] in await asyncio.gather(*calls)]
+        await policy.aclose()
+        return [completion.version for completion in completions]
 
-    done, later = asyncio.run(scenario())
-    assert done and set(done) == {0} and later == 1
+    assert asyncio.run(scenario()) == [0, 1, 1, 1]
 
 
 def test_closing_ends_the_worker_and_fails_what_waits(loaded: tuple[Any, Any]) -> None:
