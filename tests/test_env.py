@@ -19,6 +19,7 @@ from agentgym.env import ForkMode
 from agentgym.errors import EnvironmentFailed, ForkUnsupported, UnknownName, UsageError
 from agentgym.task import of_list
 from agentgym.testing import ColourEnv, CrashEnv, EchoEnv, GuessEnv, NoopEnv
+from agentgym.wrappers.stack import EnvConfig
 
 EXAMPLES = [NoopEnv, EchoEnv, GuessEnv, ColourEnv, CrashEnv]
 
@@ -102,6 +103,16 @@ def test_gymnasiums_own_wrappers_and_checker_pass_over_it() -> None:
     env.reset(seed=0)
     assert env.step("x")[3] is False
     assert env.step("x")[3] is True
+    env.close()
+
+
+def test_gymnasiums_checker_passes_over_our_wrappers() -> None:
+    stack = EnvConfig(
+        "agentgym.testing:EchoEnv", {"turns": 3}, parser="tags", history=2, list_actions=True, max_turns=2
+    )
+    env = stack.build()
+    with pytest.warns(UserWarning, match=r"different from the unwrapped|not having a spec"):
+        check_env(env)
     env.close()
 
 

@@ -71,7 +71,6 @@ def test_gymnasium_makes_our_ids_after_an_import_and_without_one(tmp_path: Path)
     assert fresh(code.format("", "lodge:lodge/Echo-v0"), tmp_path) == "lodge/Echo-v0"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["agentgym:agentgym/TextWorld-Simple-v0", "agentgym/TextWorld-Simple-v0"])
 def test_gymnasium_makes_a_built_in_id(name: str) -> None:
     pytest.importorskip("textworld")
