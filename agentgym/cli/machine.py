@@ -173,17 +173,13 @@ def memory() -> Iterator[Finding]:
 
 def disk() -> Iterator[Finding]:
     """Room in the three places, and whether they can be written."""
-    for name, find, setting in (
-        ("cache", paths.cache_dir, "AGENTGYM_CACHE"),
-        ("data", lambda: paths.data_path()[0], "AGENTGYM_DATA"),
-        ("runs", lambda: Path("runs").absolute(), "--out"),
-    ):
+    places = [("data", paths.data_path()[0], "AGENTGYM_DATA"), ("runs", Path("runs").absolute(), "--out")]
+    try:
+        places.insert(0, ("cache", paths.cache_dir(), "AGENTGYM_CACHE"))
+    except StorageFailed as error:
+        yield Finding("disk: cache", "missing", error.message, error.hint)
+    for name, place, setting in places:
         fix = f"point {setting} at a folder with room that can be written"
-        try:
-            place = find()
-        except StorageFailed as error:
-            yield Finding(f"disk: {name}", "missing", error.message, error.hint)
-            continue
         existing = next(p for p in (place, *place.parents) if p.exists())
         free = shutil.disk_usage(existing).free
         if not os.access(existing, os.W_OK):

@@ -15,6 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import click
@@ -90,12 +91,18 @@ def root() -> None:
 
 
 @contextlib.contextmanager
-def resumable(command: str) -> Iterator[None]:
-    """Say how to go on if the block is interrupted or fails: ``command`` is printed after the message."""
+def resumable(command: str, run: Path | None = None) -> Iterator[None]:
+    """Say how to go on if the block is interrupted or fails: ``command`` is printed after the message.
+
+    Args:
+        command: What resumes.
+        run: Folder of the run; nothing is said before it holds a journal.
+    """
     try:
         yield
     except (KeyboardInterrupt, AgentGymError) as error:
-        error.add_note(f"resume with: {command}")
+        if run is None or (run / "journal.agj").exists():
+            error.add_note(f"resume with: {command}")
         raise
 
 

@@ -21,7 +21,7 @@ from agentgym import journal as journals
 from agentgym.errors import UsageError
 from agentgym.evaluation.report import Report, summarise
 from agentgym.journal import Journal
-from agentgym.policies.base import Policy
+from agentgym.policies.base import Policy, Sampling
 from agentgym.redaction import redact
 from agentgym.registry import base
 from agentgym.rollout.engine import Episode, RolloutConfig, RolloutEngine
@@ -65,6 +65,25 @@ class EvaluationConfig:
                 hint=f"take {near or self.samples} or {near + self.samples} episodes",
             )
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EvaluationConfig:
+        """The config that a run's header holds.
+
+        Raises:
+            UsageError: It was written by a version with other settings.
+        """
+        try:
+            rollout = dict(data["rollout"])
+            sampling = dict(rollout["sampling"])
+            sampling["stop"] = tuple(sampling["stop"])
+            rollout["sampling"] = Sampling(**sampling)
+            return cls(**{**data, "rollout": RolloutConfig(**rollout)})
+        except (KeyError, TypeError) as error:
+            raise UsageError(
+                f"the run's config cannot be read: {error}",
+                hint="it was written by another version: run it anew",
+            ) from error
+
 
 def evaluate(
     env: EnvConfig,
@@ -74,11 +93,21 @@ def evaluate(
     out: Path | None = None,
     resume: bool = False,
     name: str | None = None,
+    policy_options: Mapping[str, Any] | None = None,
     on_episode: Callable[[Trajectory], None] = lambda trajectory: None,
 ) -> Report:
     """:func:`aevaluate` from outside an event loop."""
     return asyncio.run(
-        aevaluate(env, policy, config, out=out, resume=resume, name=name, on_episode=on_episode)
+        aevaluate(
+            env,
+            policy,
+            config,
+            out=out,
+            resume=resume,
+            name=name,
+            policy_options=policy_options,
+            on_episode=on_episode,
+        )
     )
 
 
@@ -90,6 +119,7 @@ async def aevaluate(
     out: Path | None = None,
     resume: bool = False,
     name: str | None = None,
+    policy_options: Mapping[str, Any] | None = None,
     on_episode: Callable[[Trajectory], None] = lambda trajectory: None,
 ) -> Report:
     """Run the policy on a seeded sample of tasks.
@@ -103,6 +133,7 @@ async def aevaluate(
         resume: Go on with the run in ``out``: ended episodes are read from its journal, unended ones go on,
             lost ones are tried again.
         name: The policy's name in the report; the policy's own by default.
+        policy_options: What the policy was made with; saved with the run, secrets masked.
         on_episode: Called with each trajectory that has a verdict, those of the journal included.
 
     Returns:
@@ -120,7 +151,16 @@ async def aevaluate(
     name = name or policy.name
     journal, latest, notes = None, dict[str, Trajectory](), _notes(config, policy)
     if out is not None:
-        journal, latest = _open(out, _header(env, name, config, version), resume)
+        header = {
+            "kind": "eval",
+            "env": env.to_json(),
+            "policy": name,
+            "policy_options": dict(policy_options or {}),
+            "evaluation": dataclasses.asdict(config),
+            "tasks": version,
+            "agentgym": agentgym.__version__,
+        }
+        journal, latest = _open(out, header, resume)
         notes += [journal.repaired] if journal.repaired else []
     # In deterministic mode who is sampled together is part of the result.
     together = config.rollout.concurrency if config.rollout.deterministic else len(episodes)
@@ -176,17 +216,6 @@ def _plan(env: EnvConfig, config: EvaluationConfig) -> tuple[str, str, list[Epis
         for member in range(config.samples)
     ]
     return split, tasks.version, episodes
-
-
-def _header(env: EnvConfig, name: str, config: EvaluationConfig, version: str) -> dict[str, Any]:
-    return {
-        "kind": "eval",
-        "env": env.to_json(),
-        "policy": name,
-        "evaluation": dataclasses.asdict(config),
-        "tasks": version,
-        "agentgym": agentgym.__version__,
-    }
 
 
 def _open(out: Path, header: Mapping[str, Any], resume: bool) -> tuple[Journal, dict[str, Trajectory]]:

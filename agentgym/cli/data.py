@@ -1,0 +1,176 @@
+"""``agentgym data``: what lies on disk, and how to make it ahead of time.
+
+Invariant: only the cache is ever deleted, and only after the person agreed; everything in it can be rebuilt.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from agentgym import paths
+from agentgym.cli.options import key_values
+from agentgym.cli.output import messages, reserved_stdout, results, write_json
+from agentgym.errors import StorageFailed, UnknownName, UsageError
+from agentgym.viewer.terminal import untrusted
+
+_UNITS = ("B", "KB", "MB", "GB", "TB")
+
+
+@click.group("data")
+def command() -> None:
+    """Pre-generate games, get models; see and clear what lies on disk."""
+
+
+@command.command("list")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def list_(runs: Path, as_json: bool) -> None:
+    """Show the three places on disk and how large their entries are."""
+    rows = [row for place, folder in _places(runs) for row in _entries(place, folder)]
+    if as_json:
+        write_json(rows)
+        return
+    table = Table("place", "entry", "size", box=None, pad_edge=False)
+    table.columns[2].justify = "right"
+    for row in rows:
+        table.add_row(row["place"], untrusted(row["path"]), _size(row["bytes"]))
+    console = results()
+    console.print(table)
+    for place, folder in _places(runs):
+        if not folder.is_dir():
+            console.print(f"{place}: nothing at {folder}", soft_wrap=True)
+
+
+@command.command("get")
+@click.argument("model")
+def get(model: str) -> None:
+    """Bring MODEL (a hub name, or smollm2) into the cache and print its folder."""
+    with reserved_stdout(), messages().status(f"getting {model}"):
+        from agentgym.policies.models import resolve
+
+        folder = resolve(model)
+    click.echo(folder)
+
+
+@command.group("build")
+def build() -> None:
+    """Make data ahead of time."""
+
+
+@build.command("textworld")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--split", default="train", show_default=True, help="The split.")
+@click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Games of each id.")
+@click.option(
+    "--seed", type=click.IntRange(0), help="The games that `eval --seed` draws, not the first ones."
+)
+@click.option("--env", "env_options", multiple=True, metavar="KEY=VALUE", help="Argument; repeatable.")
+@click.option("--processes", type=click.IntRange(1), help="At work at once; default: the cores.")
+def textworld(
+    ids: tuple[str, ...],
+    split: str,
+    count: int,
+    seed: int | None,
+    env_options: tuple[str, ...],
+    processes: int | None,
+) -> None:
+    """Generate the games of tasks of the TextWorld environments ID; of all of them if none is named."""
+    import agentgym
+    from agentgym.registry import base
+
+    ids = ids or tuple(id for id in agentgym.families() if id.startswith("agentgym/TextWorld-"))
+    kwargs = key_values(env_options)
+    tasks = []
+    for id in ids:
+        env = agentgym.make(id, **kwargs)
+        try:
+            split_tasks = base(env).tasks(split)
+            if count > len(split_tasks):
+                raise UsageError(
+                    f"{id} has {len(split_tasks)} tasks in {split!r}, not {count}", hint="lower --count"
+                )
+            chosen = split_tasks.ids[:count] if seed is None else split_tasks.sample(count, seed)
+            tasks += [base(env).find_task(task_id) for task_id in chosen]
+        finally:
+            env.close()
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from agentgym.environments.text.textworld_games import generate
+
+    console = messages()
+    with reserved_stdout(), Progress(
+        TextColumn("games"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal, transient=True,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=len(tasks))
+        made = generate(
+            tasks,
+            processes=processes or os.cpu_count() or 1,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    click.echo(f"{made} games made, {len(tasks) - made} were in the cache: {paths.cache_dir('textworld')}")
+
+
+@command.command("clear")
+@click.argument("entry", required=False)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clear(entry: str | None, yes: bool) -> None:
+    """Delete the cache, or its ENTRY alone (models, textworld). It is rebuilt as it is needed."""
+    root = paths.cache_dir()
+    entries = {path.name: path for path in sorted(root.iterdir())}
+    if entry is not None and entry not in entries:
+        raise UnknownName("entry of the cache", entry, entries, hint=f"the cache is {root}")
+    doomed = list(entries.values()) if entry is None else [entries[entry]]
+    if not doomed:
+        click.echo(f"the cache {root} is empty")
+        return
+    for path in doomed:
+        click.echo(f"{path}  {_size(_bytes(path))}")
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("nobody is there to agree to the deletion", hint="add --yes")
+    if not yes and not click.confirm("delete?"):
+        click.echo("nothing was deleted")
+        return
+    for path in doomed:
+        try:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except OSError as error:
+            raise StorageFailed(f"cannot delete {error.filename}: {error.strerror}") from error
+    click.echo("deleted")
+
+
+def _places(runs: Path) -> Iterator[tuple[str, Path]]:
+    yield "cache", paths.cache_dir()
+    for folder in paths.data_path():
+        yield "data", folder
+    yield "runs", runs
+
+
+def _entries(place: str, folder: Path) -> Iterator[dict[str, Any]]:
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        yield {"place": place, "path": str(path), "bytes": _bytes(path)}
+
+
+def _bytes(path: Path) -> int:
+    """Disk size of a file or of everything in a folder; links are not followed."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
+
+
+def _size(count: float) -> str:
+    for unit in _UNITS:
+        if count < 1000 or unit == _UNITS[-1]:
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,0 +1,64 @@
+"""Options that several commands share.
+
+Invariant: an option that was not given is ``None`` (or empty), so that what a person typed can be laid over
+what a run's config says, and that over the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+
+from agentgym.config import parse_override
+from agentgym.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_STACK = [
+    click.option(
+        "--env",
+        "env_options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="The environment's argument; repeatable.",
+    ),
+    click.option("--parser", metavar="NAME", help="How actions are read: plain, tags, hermes, llama."),
+    click.option("--history", type=int, help="Earlier turns shown in front of every observation."),
+    click.option("--list-actions", is_flag=True, default=None, help="Append the admissible actions."),
+    click.option("--max-turns", type=int, help="Turns after which an episode is truncated."),
+    click.option("--max-observation-chars", type=int, help="Cut observations to this many characters."),
+]
+STACK_FIELDS = ("parser", "history", "list_actions", "max_turns", "max_observation_chars")
+
+
+def stack_options(function: F) -> F:
+    """Add the environment's arguments and wrappers to a command."""
+    for option in reversed(_STACK):
+        function = option(function)
+    return function
+
+
+def key_values(pairs: Iterable[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` pairs; a value is read as TOML, and as a plain string where that fails.
+
+    Raises:
+        ConfigError: A pair has no ``=`` or no key.
+        UsageError: A key was given twice.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        for key, value in parse_override(pair).items():
+            if key in values and isinstance(value, dict) and isinstance(values[key], dict):
+                values[key] |= value
+            elif key in values:
+                raise UsageError(f"{key!r} was given twice", hint="give each key once")
+            else:
+                values[key] = value
+    return values
+
+
+def given(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of ``options`` called ``names`` that a person typed."""
+    return {name: options[name] for name in names if options.get(name) is not None}
