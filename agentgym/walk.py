@@ -107,5 +107,6 @@ def first_difference(left: Sequence[Seen], right: Sequence[Seen]) -> str:
 
 def short(text: str, length: int = 200) -> str:
     """``text`` on one line, cut to ``length`` characters."""
-    text = " ".join(text.split())
+    # Lone surrogates cannot be written to a terminal or a file.
+    text = " ".join(text.encode(errors="backslashreplace").decode().split())
     return text if len(text) <= length else text[: length - 1] + "…"

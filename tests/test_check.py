@@ -123,6 +123,13 @@ class Fragile(Door):
         return super().act(action)
 
 
+class Shouts(Door):
+    def act(self, action: str) -> Any:
+        if "\ud83d" in action:
+            raise ValueError(action)
+        return super().act(action)
+
+
 class Quitter(Door):
     def act(self, action: str) -> Any:
         if "\x00" in action:
@@ -320,6 +327,12 @@ def test_an_exit_is_a_finding_too() -> None:
     found = finding(check(path_of(Quitter)), "garbage actions")
     assert found.ok is False
     assert "NUL raised SystemExit" in found.detail
+
+
+def test_a_finding_can_always_be_written() -> None:
+    found = finding(check(path_of(Shouts)), "garbage actions")
+    assert "ValueError: go \\ud83d north" in found.detail
+    assert found.detail.encode()
 
 
 def test_what_does_not_apply_says_why() -> None:
