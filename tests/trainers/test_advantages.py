@@ -138,6 +138,7 @@ def test_rewards_whose_mean_rounds_give_exactly_zero(method, dtype):
     advantages = method(rewards, torch.zeros(49, dtype=torch.long))
     assert advantages.dtype == dtype
     assert not advantages.any()
+    assert not group_statistics(rewards, torch.zeros(49, dtype=torch.long)).std.any()
 
 
 @given(
@@ -181,10 +182,11 @@ def test_integer_rewards_are_welcome():
 
 
 def test_dynamic_sampling_keeps_groups_that_teach():
-    groups = torch.tensor([0, 0, 1, 1, 2, 2, 3])
-    valid = torch.tensor([True, True, True, True, True, False, True])
-    rewards = f64(1, 0, 1, 1, 1, 0, 1)
-    assert informative(rewards, groups, valid).tolist() == [True, True, False, False, False, False, False]
+    groups = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])
+    valid = torch.tensor([True, True, False, True, True, True, False, True])
+    rewards = f64(1, 0, 1, 1, 1, 1, 0, 1)
+    assert informative(rewards, groups, valid).tolist() == [True, True] + [False] * 6
+    assert informative(rewards, groups).tolist() == [True, True, True, False, False, True, True, False]
 
 
 def test_whitening_of_equal_values_of_one_value_and_of_nothing_is_zero():

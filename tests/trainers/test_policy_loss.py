@@ -166,6 +166,44 @@ def test_metrics_of_micro_batches_combine_to_those_of_the_batch():
     assert whole["ratio_max"] == pytest.approx((logp - old)[mask].max().exp().item())
 
 
+def test_metrics_do_not_depend_on_the_number_of_ranks():
+    logp, old = f64([-1.0, -2.0], [-0.5, -1.5]), f64([-1.2, -2.0], [-0.5, -1.0])
+    advantages, mask = f64([1.0, -1.0], [0.5, 2.0]), torch.ones(2, 2, dtype=torch.bool)
+    config = PolicyLossConfig(kl_coef=0.1, entropy_coef=0.1)
+
+    def combined(parts: list[list[int]], world_size: int) -> dict[str, float]:
+        denominators = Denominators.of(mask.sum(1), world_size=world_size)
+        return combine_metrics(
+            [
+                policy_loss(
+                    logp[i],
+                    old[i],
+                    advantages[i],
+                    mask[i],
+                    config=config,
+                    denominators=denominators,
+                    logp_ref=old[i],
+                    entropy=-logp[i],
+                ).metrics
+                for i in parts
+            ]
+        )
+
+    assert combined([[0], [1]], world_size=2) == pytest.approx(combined([[0, 1]], world_size=1))
+
+
+def test_only_log_probs_and_entropies_receive_gradients():
+    logp, old, advantages, weights, ref, entropy = (
+        torch.full((1, 2), x, requires_grad=True) for x in (-1.0, -1.1, 2.0, 0.9, -1.3, 0.7)
+    )
+    loss = of(
+        logp, old, advantages, weights=weights, logp_ref=ref, entropy=entropy, kl_coef=0.1, entropy_coef=0.1
+    ).loss
+    loss.backward()
+    assert all(x.grad is not None for x in (logp, entropy))
+    assert all(x.grad is None for x in (old, advantages, weights, ref))
+
+
 def test_an_empty_step_has_no_extremes_and_no_loss():
     nothing = torch.zeros(2, 3, dtype=torch.bool)
     logp = torch.full((2, 3), math.nan, requires_grad=True)
