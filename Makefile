@@ -45,7 +45,7 @@ types: install  ## mypy --strict
 		--cache-dir ../../.mypy_cache -p agentgym
 
 docs: install  ## the documentation, into site/
-	@DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 dist: install  ## sdist and wheel of the last commit, into dist/
