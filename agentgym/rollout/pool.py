@@ -15,14 +15,16 @@ import signal
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 from agentgym.env import Worker
 from agentgym.errors import AgentGymError, DeadlineExceeded, EnvironmentFailed
 from agentgym.rollout import worker as wire
 from agentgym.rollout.host import Host, Reply
 from agentgym.wrappers.stack import EnvConfig
+
+T = TypeVar("T")
 
 BUILD_SECONDS = 120.0
 CLOSE_SECONDS = 10.0
@@ -116,8 +118,8 @@ class _ThreadHandle(Handle):
         if host is not None:
             host.close()
 
-    async def _call(self, what: str, seconds: float, function: Callable[[], Any]) -> Any:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    async def _call(self, what: str, seconds: float, function: Callable[[], T]) -> T:
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._calls.put((function, future))
         return await _within(what, seconds, future)
 
@@ -179,7 +181,7 @@ class _ProcessHandle(Handle):
         await self._call(BUILD_SECONDS, {"call": "build", "config": self._config.to_json()})
 
     async def _call(self, seconds: float, request: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = await _within(request["call"], seconds, self._exchange(request))
+        answer = await _within(request["call"], seconds, self._exchange(request))
         if "error" in answer:
             raise _rebuilt(answer)
         return answer
@@ -257,7 +259,7 @@ class EnvPool:
         return _ThreadHandle(self.config)
 
 
-async def _within(what: str, seconds: float, awaitable: Any) -> Any:
+async def _within(what: str, seconds: float, awaitable: Awaitable[T]) -> T:
     try:
         async with asyncio.timeout(seconds):
             return await awaitable

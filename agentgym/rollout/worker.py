@@ -109,11 +109,11 @@ def _answer(host: Host | None, request: dict[str, Any]) -> tuple[Host | None, di
 
 
 def _error_to_json(error: Exception) -> dict[str, Any]:
-    known = isinstance(error, AgentGymError)
+    known = error if isinstance(error, AgentGymError) else None
     return {
         "error": type(error).__name__,
-        "message": error.message if known else str(error),
-        "hint": error.hint if known else "",
+        "message": known.message if known else str(error),
+        "hint": known.hint if known else "",
         "boundary": getattr(error, "boundary", None if known else "environment"),
     }
 
