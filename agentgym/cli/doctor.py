@@ -57,8 +57,8 @@ def template(model: str, as_json: bool) -> None:
     with reserved_stdout(), messages().status(f"reading the template of {model}"):
         from agentgym.policies import models, templates
 
-        folder = models.resolve(model)
-        report = templates.diagnose(templates.HuggingFaceRenderer(_tokenizer(folder)))
+        tokenizer = _tokenizer(models.resolve(model))
+        report = templates.diagnose(templates.HuggingFaceRenderer(tokenizer))
     if as_json:
         write_json(report.to_json())
         return

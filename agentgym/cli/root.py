@@ -144,9 +144,10 @@ def _say(error: BaseException, message: str, hint: str = "") -> None:
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
     # click turns an interrupt into an Abort; the note stays on what caused it.
-    for source in (error, error.__cause__, error.__context__):
-        for note in getattr(source, "__notes__", ()):
-            print(note, file=sys.stderr)
+    sources = (error, error.__cause__, error.__context__)
+    notes = dict.fromkeys(note for source in sources for note in getattr(source, "__notes__", ()))
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def _show_warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from agentgym.cli.root import resumable
 from agentgym.errors import UsageError
+from agentgym.redaction import redact
 from agentgym.trajectory import Trajectory
 
 _COLUMNS = {
@@ -56,12 +58,14 @@ def command(
     from agentgym.trainers import launch
 
     if resume is not None:
-        if name or files or out:
+        # The first word is no name here: only the secrets, which no run saves, are given again.
+        given = (name, *overrides) if name else ()
+        if files or out or (name and "=" not in name):
             raise UsageError(
                 "--resume takes the saved config; it goes with no name, --config or --out",
                 hint=f"agentgym train --resume {resume}",
             )
-        algorithm, config = launch.reopen(resume)
+        algorithm, config = launch.reopen(resume, given)
         folder = resume
     else:
         if name is None:
@@ -72,10 +76,10 @@ def command(
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = out or Path("runs") / f"{name.replace(':', '-')}-{stamp}"
     if dry_run:
-        click.echo(config.model_dump_json(indent=2))
+        click.echo(json.dumps(redact(config.model_dump(mode="json")), indent=2))
         return
     watch = Watch(config.steps, str(folder), quiet=quiet)
-    with watch, resumable(f"agentgym train --resume {folder}"):
+    with watch, resumable(f"agentgym train --resume {folder}", folder):
         model = launch.launch(algorithm, config, folder, resume=resume is not None, progress=watch)
     click.echo(f"model:    {model}")
     click.echo(f"episodes: agentgym view {folder}")

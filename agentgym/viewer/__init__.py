@@ -1,1 +1,1 @@
-"""Reading episodes."""
+"""Reading episodes: as text, and in a pager for a terminal."""
