@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from agentgym.errors import StorageFailed, UsageError
+from agentgym.policies.models import quiet_transformers
 from agentgym.trainers.learner import Learner
 
 FORMAT = 1
@@ -92,8 +93,9 @@ def export(learner: Learner, model: Any, tokenizer: Any, target: Path) -> Path:
     weights = {name: tensor.contiguous() for name, tensor in learner.weights()}
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial, state_dict=weights)
-        tokenizer.save_pretrained(partial)
+        with quiet_transformers():
+            model.save_pretrained(partial, state_dict=weights)
+            tokenizer.save_pretrained(partial)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
     except Exception as error:

@@ -19,11 +19,10 @@ from torch import Tensor
 from agentgym.errors import UsageError
 from agentgym.policies import make_policy
 from agentgym.policies.base import PolicyContext
-from agentgym.rollout.engine import RolloutEngine
 from agentgym.seeding import derive
 from agentgym.trainers.aggregation import Denominators, aggregate
 from agentgym.trainers.batch import Batch, Row, rows, tokenize
-from agentgym.trainers.collect import TaskOrder, plan
+from agentgym.trainers.collect import TaskOrder, collect, plan
 from agentgym.trainers.config import OptimiserSection, TrainConfig
 from agentgym.trainers.learner import Loss
 from agentgym.trainers.run import Algorithm, Run
@@ -47,6 +46,8 @@ async def train(config: CloningConfig, run: Run) -> None:
     Raises:
         UsageError: The expert wins no episode.
     """
+    if run.extra.get("stopped"):
+        return
     run.progress.phase(f"collecting {config.demonstrations} expert episodes")
     examples = await demonstrations(config, run)
     order_seed = derive(config.seed, "cloning")
@@ -61,24 +62,22 @@ async def train(config: CloningConfig, run: Run) -> None:
             metrics |= await run.evaluate(step)
             goal = config.stop_at_success
             reached = goal is not None and metrics["eval/success"] >= goal
-        run.finish_step(step, metrics, {})
+        await run.finish_step(step, metrics, {"stopped": reached}, last=reached)
         if reached:
             break
-    await run.publish()
 
 
 async def demonstrations(config: CloningConfig, run: Run) -> list[Row]:
     """Rows of the expert's winning episodes on the first tasks of the training order."""
-    context = PolicyContext(config.env.id, config.env.kwargs, {"parser": config.env.parser})
-    expert = make_policy("expert", context)
-    engine = RolloutEngine(
-        config.env.stack(), expert, config.rollout.engine(config.seed), on_turn=run.progress.turn
-    )
+    stack = config.env.stack()
+    answers = {"parser": stack.parser, "parser_options": dict(stack.parser_options)}
+    expert = make_policy("expert", PolicyContext(stack.id, dict(stack.kwargs), answers))
+    engine = run.engine(expert)
     started = time.perf_counter()
     try:
         order = TaskOrder(run.tasks(), config.seed, config.env.tasks)
         episodes = plan(order, 0, 0, config.demonstrations, 1)
-        trajectories = await engine.collect(episodes)
+        trajectories = await collect(engine, episodes, run.restored, max_failure_rate=config.max_failure_rate)
     finally:
         await engine.aclose()
         await expert.aclose()
@@ -90,9 +89,7 @@ async def demonstrations(config: CloningConfig, run: Run) -> list[Row]:
         )
     renderer = run.policy.renderer
     assert renderer is not None
-    examples = rows(
-        [tokenize(t, renderer, system=config.rollout.system, layout=config.rollout.layout) for t in won]
-    )
+    examples = rows([tokenize(t, renderer, system=engine.system, layout=config.rollout.layout) for t in won])
     run.progress.phase(
         f"{len(won)} of {len(trajectories)} expert episodes won, {len(examples)} rows "
         f"in {time.perf_counter() - started:.0f} s"

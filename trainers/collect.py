@@ -126,34 +126,35 @@ class Collection:
             trajectories,
             made,
             collate(made) if made else None,
-            torch.tensor([t.group for t in trajectories]),
-            torch.tensor([t.valid for t in trajectories]),
+            torch.tensor([t.group for t in trajectories], dtype=torch.long),
+            torch.tensor([t.valid for t in trajectories], dtype=torch.bool),
             torch.tensor([t.reward if t.valid else 0.0 for t in trajectories], dtype=torch.float32),
         )
 
     @property
     def sampled(self) -> Tensor:
         """``[N]`` sampled tokens of each trajectory."""
-        return torch.tensor([t.sampled_tokens for t in self.trajectories])
+        return torch.tensor([t.sampled_tokens for t in self.trajectories], dtype=torch.long)
 
-    def metrics(self) -> dict[str, float]:
-        """What the environments and the engine say of the step."""
-        good = [t for t in self.trajectories if t.valid]
-        turns = [turn for t in good for turn in t.turns]
-        outcomes: dict[str, float] = {}
-        for trajectory in self.trajectories:
-            name = f"outcome/{trajectory.outcome}"
-            outcomes[name] = outcomes.get(name, 0.0) + 1.0
-        count, of_turns = max(len(good), 1), max(len(turns), 1)
-        return {
-            "success": sum(t.success for t in good) / count,
-            "episodes": float(len(self.trajectories)),
-            "infra_failed": float(len(self.trajectories) - len(good)),
-            "turns/mean": len(turns) / count,
-            "valid_action_ratio": sum(turn.valid_action for turn in turns) / of_turns,
-            "response_len/mean": sum(t.sampled_tokens for t in good) / of_turns,
-            "response_len/clip_ratio": sum(turn.finish_reason == "length" for turn in turns) / of_turns,
-            "time/generate": sum(turn.seconds.get("generate", 0.0) for turn in turns),
-            "time/env": sum(turn.seconds.get("step", 0.0) for turn in turns),
-            **outcomes,
-        }
+
+def environment_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """What the environments and the engine say of a step; means are over valid trajectories."""
+    good = [t for t in trajectories if t.valid]
+    turns = [turn for t in good for turn in t.turns]
+    outcomes: dict[str, float] = {}
+    for trajectory in trajectories:
+        name = f"outcome/{trajectory.outcome}"
+        outcomes[name] = outcomes.get(name, 0.0) + 1.0
+    count, of_turns = max(len(good), 1), max(len(turns), 1)
+    return {
+        "success": sum(t.success for t in good) / count,
+        "episodes": float(len(trajectories)),
+        "infra_failed": float(len(trajectories) - len(good)),
+        "turns/mean": len(turns) / count,
+        "valid_action_ratio": sum(turn.valid_action for turn in turns) / of_turns,
+        "response_len/mean": sum(t.sampled_tokens for t in good) / of_turns,
+        "response_len/clip_ratio": sum(turn.finish_reason == "length" for turn in turns) / of_turns,
+        "time/generate": sum(turn.seconds.get("generate", 0.0) for turn in turns),
+        "time/env": sum(turn.seconds.get("step", 0.0) for turn in turns),
+        **outcomes,
+    }

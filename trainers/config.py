@@ -28,6 +28,7 @@ class EnvSection(Config):
     split: str | None = None
     tasks: int | None = Field(None, ge=1, description="use the first N tasks of the split; all by default")
     parser: str = "plain"
+    parser_options: dict[str, Any] = Field(default_factory=dict)
     history: int = Field(0, ge=0)
     list_actions: bool = False
     max_turns: int | None = Field(None, ge=1)
@@ -102,7 +103,10 @@ class OptimiserSection(Config):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    warmup_steps: int = Field(0, ge=0)
+    warmup_updates: int = Field(0, ge=0, description="updates over which the rate rises to lr")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="after the warm-up: stay, or fall to 0 with the last update of the run"
+    )
     max_grad_norm: float = Field(1.0, gt=0)
     micro_batch_tokens: int = Field(4096, ge=1, description="padded tokens in one forward pass")
 
@@ -133,3 +137,8 @@ class TrainConfig(Config):
     max_failure_rate: float = Field(
         0.5, ge=0, le=1, description="stop when more of a collection failed by infrastructure"
     )
+
+    @property
+    def planned_updates(self) -> int:
+        """Optimiser steps of the whole run, for the learning rate's schedule."""
+        return self.steps

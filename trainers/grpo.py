@@ -23,7 +23,7 @@ from agentgym.seeding import derive
 from agentgym.trainers import advantages as estimators
 from agentgym.trainers.aggregation import Denominators
 from agentgym.trainers.batch import Batch, Row
-from agentgym.trainers.collect import Collection, TaskOrder, collect, plan
+from agentgym.trainers.collect import Collection, TaskOrder, collect, environment_metrics, plan
 from agentgym.trainers.config import TrainConfig
 from agentgym.trainers.correction import CorrectionConfig, correction_weights, mismatch_metrics
 from agentgym.trainers.credit import at_last_token, broadcast, token_index
@@ -60,6 +60,11 @@ class GRPOConfig(TrainConfig):
     filter_rounds: int = Field(4, ge=1, description="rounds of sampling at most, with filter_groups")
     overlong: OverlongSection | None = None
 
+    @property
+    def planned_updates(self) -> int:
+        """Every pass over a collection makes ``minibatches`` updates."""
+        return self.steps * self.epochs * self.minibatches
+
 
 async def train(config: GRPOConfig, run: Run) -> None:
     """The algorithm box."""
@@ -72,22 +77,20 @@ async def train(config: GRPOConfig, run: Run) -> None:
     order = TaskOrder(run.tasks(), config.seed, config.env.tasks)
     position = int(run.extra.get("position", 0))
     engine = run.engine()
-    await run.publish()
     try:
+        await run.publish()
         for step in range(run.first_step, config.steps):
             run.progress.phase("sampling")
             started = time.perf_counter()
-            trajectories, position = await sample(config, run, engine, order, step, position)
-            metrics = {"time/rollout": time.perf_counter() - started}
+            everything, kept, position = await sample(config, run, engine, order, step, position)
+            metrics = {"time/rollout": time.perf_counter() - started, **environment_metrics(everything)}
 
             run.progress.phase("updating")
-            collection = Collection.of(trajectories)
-            metrics |= collection.metrics()
-            metrics |= update(config, run, collection, reference, step)
+            metrics |= update(config, run, Collection.of(kept), reference, step)
             await run.publish()
             if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
                 metrics |= await run.evaluate(step)
-            run.finish_step(step, metrics, {"position": position})
+            await run.finish_step(step, metrics, {"position": position})
     finally:
         await engine.aclose()
 
@@ -99,11 +102,13 @@ async def sample(
     order: TaskOrder,
     step: int,
     position: int,
-) -> tuple[list[Trajectory], int]:
-    """The trajectories of a step, and the next position in the task order.
+) -> tuple[list[Trajectory], list[Trajectory], int]:
+    """What a step sampled, what of it is trained on, and the next position in the task order.
 
-    With ``filter_groups`` (DAPO's dynamic sampling) groups that teach nothing are replaced by further ones.
+    With ``filter_groups`` (DAPO's dynamic sampling) groups that teach nothing are replaced by further ones,
+    in ``filter_rounds`` rounds at most; a step may be left with fewer groups, or none.
     """
+    everything: list[Trajectory] = []
     kept: list[Trajectory] = []
     groups = 0
     for _ in range(config.filter_rounds if config.filter_groups else 1):
@@ -111,6 +116,7 @@ async def sample(
         episodes = plan(order, step, position, wanted, config.group_size)
         position += wanted
         ended = await collect(engine, episodes, run.restored, max_failure_rate=config.max_failure_rate)
+        everything += ended
         if config.filter_groups:
             collection = Collection.of(ended)
             useful = estimators.informative(shaped(config, collection), collection.groups, collection.valid)
@@ -120,7 +126,7 @@ async def sample(
         groups = len({t.group for t in kept})
         if groups == config.groups:
             break
-    return kept, position
+    return everything, kept, position
 
 
 def shaped(config: GRPOConfig, collection: Collection) -> Tensor:
@@ -162,6 +168,7 @@ def update(
     """Advantage, loss, update: the optimiser steps of one collection."""
     metrics = estimators.reward_metrics(shaped(config, collection), collection.groups, collection.valid)
     whole = collection.whole
+    metrics["updates_per_step"] = 0.0
     if whole is None:
         return metrics
     # With one optimiser step the policy that is optimised is the one that sampled: no second pass is needed.
@@ -179,6 +186,7 @@ def update(
     metrics |= _spread("adv", tokens[whole.loss_mask])
 
     updates: list[dict[str, float]] = []
+    skipped = 0
     for epoch in range(config.epochs):
         for chosen in _minibatches(collection, config, step, epoch):
             loss, seen = make_loss(config, chosen, tokens, old, ref)
@@ -186,12 +194,13 @@ def update(
             # the denominators and not computed.
             acts = bool(config.loss.kl_coef or config.loss.entropy_coef)
             live = [row for row in chosen if acts or bool(tokens[row.index].any())]
+            skipped += len(chosen) - len(live)
             if not live:
                 continue
             result = run.learner.step(live, loss, with_entropy=bool(config.loss.entropy_coef))
             updates.append(result | seen())
     metrics["updates_per_step"] = float(len(updates))
-    metrics["rows_skipped"] = float(len(collection.rows)) - (updates[0]["rows_in_loss"] if updates else 0.0)
+    metrics["rows_skipped"] = skipped / config.epochs
     for name in updates[0] if updates else ():
         values = [u[name] for u in updates if name in u]
         metrics[name] = sum(values) if name == "time/update" else sum(values) / len(values)

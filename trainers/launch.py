@@ -7,7 +7,7 @@ it, and what results is saved with the run.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from agentgym import config as configuration
 from agentgym import plugins
 from agentgym.errors import UnknownName, UsageError
+from agentgym.redaction import MASK
 from agentgym.trainers import ALGORITHMS
 from agentgym.trainers.config import TrainConfig
 from agentgym.trainers.run import Algorithm, Progress, Run
@@ -61,18 +62,40 @@ def resolve(
     )
 
 
-def reopen(folder: Path) -> tuple[Algorithm, TrainConfig]:
+def reopen(folder: Path, overrides: Sequence[str] = ()) -> tuple[Algorithm, TrainConfig]:
     """The algorithm and config that a run's folder was started with.
 
+    Args:
+        folder: The run's.
+        overrides: ``a.b=value`` for the secrets, which were not saved; nothing else can change.
+
     Raises:
-        UsageError: The folder holds no run.
+        UsageError: The folder holds no run, a secret is missing, or an override is of something else.
     """
     path = folder / "config.toml"
     if not path.exists():
         raise UsageError(f"{folder} holds no run to resume", hint="name the folder that --out created")
     saved = configuration.read_toml(path)
     algorithm = plugins.find("algorithms", saved["algorithm"], ALGORITHMS, "algorithm")
-    return algorithm, configuration.load(algorithm.config, [saved])
+    masked, given = set(_masked(saved)), {text.partition("=")[0].strip() for text in overrides}
+    if strange := sorted(given - masked):
+        raise UsageError(
+            f"a run is resumed with its own settings, and {strange[0]} is one of them",
+            hint="start a new run, from this one's model if you like: model=" + str(folder / "model"),
+        )
+    if missing := sorted(masked - given):
+        raise UsageError(
+            f"{missing[0]} is a secret and was not saved with the run", hint=f"add {missing[0]}=…"
+        )
+    return algorithm, configuration.load(algorithm.config, [saved], overrides)
+
+
+def _masked(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _masked(value, f"{prefix}{key}.")
+        elif value == MASK:
+            yield f"{prefix}{key}"
 
 
 def launch(

@@ -8,6 +8,7 @@ the vocabulary, so full logits never exist.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,10 @@ class Learner:
         section: Autocast, adapters, gradient checkpointing.
         optimiser: AdamW's numbers.
         temperature: Of the rollouts; log-probs are taken at it.
+        planned_updates: Updates of the whole run, which the learning rate's schedule spans.
+
+    Raises:
+        UsageError: The model's output layer is more than one matrix.
     """
 
     def __init__(
@@ -40,13 +45,15 @@ class Learner:
         optimiser: OptimiserSection,
         *,
         temperature: float = 1.0,
+        planned_updates: int = 0,
     ) -> None:
         self.model = _with_lora(model, section) if section.lora is not None else model
+        _require_plain_head(model)
         if section.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.model.enable_input_require_grads()
         self.device = next(self.model.parameters()).device
-        self.temperature = temperature
+        self.temperature, self.planned_updates = temperature, planned_updates
         self.updates = 0
         self._section, self._optimiser_section = section, optimiser
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -69,23 +76,13 @@ class Learner:
             with_entropy: Compute exact entropies.
 
         Returns:
-            ``loss/total``, ``grad_norm``, ``lr``, ``tokens``, ``seconds`` and the summed metrics. A step
-            whose gradient is not finite is skipped and says so in ``skipped_updates``.
+            ``loss/total``, ``grad_norm``, ``lr``, ``tokens``, ``tokens_in_loss``, ``time/update`` and the
+            summed metrics. A step whose gradient is not finite is skipped: ``skipped_updates`` is 1.
         """
         started = time.perf_counter()
-        self.model.train()
-        self.optimiser.zero_grad(set_to_none=True)
-        totals: dict[str, float] = {"loss/total": 0.0}
-        for batch in self.batches(rows):
-            logp, entropy = self.forward(batch, with_entropy=with_entropy)
-            share, metrics = loss(batch, logp, entropy)
-            if share.requires_grad:
-                share.backward()  # type: ignore[no-untyped-call]
-            totals["loss/total"] += float(share.detach())
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
+        totals = self.backward(rows, loss, with_entropy=with_entropy)
         norm = nn.utils.clip_grad_norm_(self.trainable.values(), self._optimiser_section.max_grad_norm)
-        lr = self._learning_rate()
+        lr = self.learning_rate
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         finite = bool(torch.isfinite(norm))
@@ -105,6 +102,24 @@ class Learner:
             "time/update": seconds,
         }
 
+    def backward(self, rows: Sequence[Row], loss: Loss, *, with_entropy: bool = False) -> dict[str, float]:
+        """The gradient of :meth:`step`, left in the parameters; return the summed loss and metrics."""
+        self.model.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        totals: dict[str, float] = {"loss/total": 0.0}
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            # Dropout depends on the update alone: a resumed run draws what the uninterrupted one drew.
+            torch.manual_seed(self.updates)
+            for batch in self.batches(rows):
+                logp, entropy = self.forward(batch, with_entropy=with_entropy)
+                share, metrics = loss(batch, logp, entropy)
+                if share.requires_grad:
+                    share.backward()  # type: ignore[no-untyped-call]
+                totals["loss/total"] += float(share.detach())
+                for name, value in metrics.items():
+                    totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
+
     @torch.no_grad()
     def score(self, rows: Sequence[Row]) -> Tensor:
         """Log-probs under the present weights, without gradient.
@@ -113,9 +128,8 @@ class Learner:
             ``[B, T-1]`` by row index, on the CPU; 0 off the mask.
         """
         self.model.eval()
-        scored = torch.zeros(
-            max(row.index for row in rows) + 1, max(len(row) for row in rows) - 1, dtype=torch.float32
-        )
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        scored = torch.zeros(max(row.index for row in rows) + 1, max(map(len, rows)) - 1, dtype=dtype)
         for batch in self.batches(rows):
             logp, _ = self.forward(batch)
             scored[batch.row.cpu(), : logp.shape[1]] = logp.cpu()
@@ -127,7 +141,7 @@ class Learner:
             yield collate(chosen).to(self.device)
 
     def forward(self, batch: Batch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Log-probs ``[B, T-1]`` (fp32, 0 off the mask) and, if asked for, entropies of the same shape."""
+        """Log-probs ``[B, T-1]`` (fp32, fp64 for an fp64 model; 0 off the mask) and, if asked for, entropies of the same shape."""
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         with self._autocast():
             hidden = base.model(
@@ -198,7 +212,7 @@ class Learner:
         self.optimiser.state.clear()
         for name, parameter in self.trainable.items():
             own = {
-                key.removeprefix(f"{name}/"): value.clone()
+                key.removeprefix(f"{name}/"): value.to(parameter.device, copy=True)
                 for key, value in moments.items()
                 if key.rpartition("/")[0] == name
             }
@@ -206,15 +220,34 @@ class Learner:
                 self.optimiser.state[parameter] = own
         self.updates = int(counters["updates"])
 
-    def _learning_rate(self) -> float:
-        section = self._optimiser_section
-        warm = min(1.0, (self.updates + 1) / section.warmup_steps) if section.warmup_steps else 1.0
-        return section.lr * warm
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update: a linear warm-up, then the schedule, which ends just above 0."""
+        section, warmup = self._optimiser_section, self._optimiser_section.warmup_updates
+        if self.updates < warmup:
+            return section.lr * (self.updates + 1) / warmup
+        done = min(1.0, (self.updates - warmup) / max(1, self.planned_updates - warmup))
+        if section.schedule == "linear":
+            return section.lr * (1.0 - done)
+        if section.schedule == "cosine":
+            return section.lr * 0.5 * (1.0 + math.cos(math.pi * done))
+        return section.lr
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._section.autocast == "none":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _require_plain_head(model: Any) -> None:
+    head = model.get_output_embeddings()
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if type(head) is not nn.Linear or head.bias is not None or softcap:
+        raise UsageError(
+            f"log-probs need an output layer that is one matrix, and {type(model).__name__}'s is "
+            f"{'soft-capped' if softcap else head}",
+            hint="choose a model without a bias or soft-cap on its logits, and no adapter on lm_head",
+        )
 
 
 def _with_lora(model: Any, section: ModelSection) -> Any:

@@ -5,14 +5,20 @@ Invariant: a tracker that fails never stops a run; the JSON lines are the record
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from agentgym.errors import MissingDependency, UnknownName
+
+
+FILE = "metrics.jsonl"
 
 
 class Tracker(Protocol):
@@ -26,10 +32,14 @@ class Tracker(Protocol):
 
 
 class JsonLines:
-    """One line a step. After a resume a step can stand twice: the last line counts."""
+    """One line a step. After a resume a step can stand twice: the last line counts, see :func:`load`."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        path = folder / FILE
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        self._file = path.open("a", encoding="utf-8")
+        if torn:  # a dying process left half a line: it must not swallow the next one
+            self._file.write("\n")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line; numbers that JSON cannot carry become null."""
@@ -70,8 +80,16 @@ class WandB:
             import wandb
         except ModuleNotFoundError as error:
             raise MissingDependency("wandb", "train") from error
+        kept = folder / "wandb-id"  # a resumed run goes on in its own record
+        if not kept.exists():
+            kept.write_text(uuid.uuid4().hex[:8])
         self._run = wandb.init(
-            project="agentgym", name=folder.name, dir=str(folder), config=dict(config), resume="allow"
+            project="agentgym",
+            name=folder.name,
+            id=kept.read_text(),
+            dir=str(folder),
+            config=dict(config),
+            resume="allow",
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -84,20 +102,22 @@ class WandB:
 
 
 class MLflow:
-    """MLflow; ``MLFLOW_TRACKING_URI`` says where, by default ``mlruns/`` in the run's folder."""
+    """MLflow; ``MLFLOW_TRACKING_URI`` says where, by default ``mlflow.db`` in the run's folder."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         try:
             import mlflow
         except ModuleNotFoundError as error:
             raise MissingDependency("mlflow", "train") from error
-        import os
-
         self._mlflow = mlflow
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            mlflow.set_tracking_uri((folder / "mlruns").resolve().as_uri())
+            mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
         mlflow.set_experiment("agentgym")
-        mlflow.start_run(run_name=folder.name)
+        kept = folder / "mlflow-id"  # a resumed run goes on in its own record
+        if kept.exists():
+            mlflow.start_run(run_id=kept.read_text())
+            return
+        kept.write_text(mlflow.start_run(run_name=folder.name).info.run_id)
         mlflow.log_params({k: str(v)[:250] for k, v in _flat(config).items()})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -141,6 +161,16 @@ class Metrics:
         """Close every tracker."""
         for tracker in self._trackers:
             tracker.close()
+
+
+def load(folder: Path) -> dict[int, dict[str, float | None]]:
+    """The metrics of a run by step; of a step that stands twice the last."""
+    found: dict[int, dict[str, float | None]] = {}
+    for line in (folder / FILE).read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            metrics = json.loads(line)
+            found[metrics.pop("step")] = metrics
+    return found
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,11 +22,13 @@ from agentgym import config as configuration
 from agentgym.errors import UsageError
 from agentgym.journal import Journal, load
 from agentgym.policies import models
+from agentgym.policies.base import Policy
 from agentgym.policies.transformers import TransformersPolicy
 from agentgym.registry import base, make
 from agentgym.rollout.engine import Episode, RolloutEngine
 from agentgym.task import TaskSet
 from agentgym.trainers import checkpoint as checkpoints
+from agentgym.trainers.collect import collect
 from agentgym.trainers.config import TrainConfig
 from agentgym.trainers.learner import Learner
 from agentgym.trainers.metrics import Metrics
@@ -146,7 +148,11 @@ class Run:
         torch.manual_seed(config.seed)
         model, self.tokenizer = models.load(config.model.name, dtype=torch.float32)
         self.learner = Learner(
-            model, config.model, config.optimiser, temperature=config.rollout.temperature or 1.0
+            model,
+            config.model,
+            config.optimiser,
+            temperature=config.rollout.temperature or 1.0,
+            planned_updates=config.planned_updates,
         )
         dtype = None if config.model.rollout_dtype == "auto" else getattr(torch, config.model.rollout_dtype)
         acting, tokenizer = models.load(config.model.name, dtype=dtype)
@@ -158,7 +164,7 @@ class Run:
             saved.restore(self.learner)
             self.first_step, self.extra = saved.step, dict(saved.extra)
             self.progress.phase(f"resumed after step {saved.step}")
-        self.metrics = Metrics(folder, config.trackers, header["config"])
+        self.metrics = Metrics(folder, config.trackers, self.journal.header["config"])
         opening.callback(self.metrics.close)
 
     def __exit__(
@@ -175,32 +181,34 @@ class Run:
         finally:
             env.close()
 
-    def engine(self, *, temperature: float | None = None, journal: bool = True) -> RolloutEngine:
-        """An engine for this run; close it with ``aclose``."""
+    def engine(self, policy: Policy | None = None, *, temperature: float | None = None) -> RolloutEngine:
+        """An engine for this run and ``policy``, by default the acting one; close it with ``aclose``."""
         return RolloutEngine(
             self.config.env.stack(),
-            self.policy,
+            policy or self.policy,
             self.config.rollout.engine(self.config.seed, temperature=temperature),
-            self.journal if journal else None,
+            self.journal,
             on_turn=self.progress.turn,
         )
 
     async def publish(self) -> None:
-        """Give the learner's weights to the acting policy."""
+        """Give the learner's weights to the acting policy; its version is the number of updates in them."""
         await self.policy.update_weights(self.learner.weights())
+        self.policy.version = self.learner.updates
 
     async def evaluate(self, step: int) -> dict[str, float]:
         """Success on the evaluation split, as metrics; failures of infrastructure are left out."""
         section = self.config.evaluation
         self.progress.phase(f"evaluating on {section.split}")
         tasks = self.tasks(section.split)
-        engine = self.engine(temperature=section.temperature, journal=False)
+        engine = self.engine(temperature=section.temperature)
+        episodes = [
+            Episode(f"eval-{step:05d}-{i:05d}", task_id, section.split, group=i)
+            for i, task_id in enumerate(tasks.sample(section.episodes, self.config.seed))
+        ]
         try:
-            ended = await engine.collect(
-                [
-                    Episode(f"eval-{step:05d}-{i:05d}", task_id, section.split, group=i)
-                    for i, task_id in enumerate(tasks.sample(section.episodes, self.config.seed))
-                ]
+            ended = await collect(
+                engine, episodes, self.restored, max_failure_rate=self.config.max_failure_rate
             )
         finally:
             await engine.aclose()
@@ -211,15 +219,18 @@ class Run:
             "eval/infra_failed": float(len(ended) - len(valid)),
         }
 
-    def finish_step(self, step: int, metrics: Mapping[str, float], extra: Mapping[str, Any]) -> None:
-        """Record a finished step, and save a checkpoint where one is due."""
+    async def finish_step(
+        self, step: int, metrics: Mapping[str, float], extra: Mapping[str, Any], *, last: bool = False
+    ) -> None:
+        """Record a finished step, and save a checkpoint where one is due, after the ``last`` step always."""
         every = self.config.checkpoint_every
         full = {**metrics, "time/elapsed": time.perf_counter() - self._started}
         self.journal.train(step, None, full)
         self.metrics.log(step, full)
-        if (every and (step + 1) % every == 0) or step + 1 == self.config.steps:
+        if last or (every and (step + 1) % every == 0) or step + 1 == self.config.steps:
             self.save(step + 1, extra)
         self.progress.step(step, full)
+        await asyncio.sleep(0)  # an interrupt that came during the update is heard here
 
     def save(self, step: int, extra: Mapping[str, Any]) -> None:
         """Save a checkpoint that says ``step`` steps are done."""

@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 from filelock import FileLock
 from filelock import Timeout as LockTimeout
 
-from agentgym.errors import MissingDependency, ModelUnavailable, StorageFailed
+from agentgym.errors import MissingDependency, ModelUnavailable, StorageFailed, UsageError
 from agentgym.paths import cache_dir
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def load(name: str | Path, *, dtype: Any = None, device: Any = None) -> tuple[An
 
     Args:
         name: As for :func:`resolve`.
-        dtype: ``torch.dtype`` of the weights; ``None`` is the one that :func:`fast_dtype` picks.
+        dtype: ``torch.dtype`` of the weights, or its name; ``None`` is what :func:`fast_dtype` picks.
         device: Where to put them; ``None`` is the first GPU if there is one, else the CPU.
 
     Returns:
@@ -149,12 +149,15 @@ def load(name: str | Path, *, dtype: Any = None, device: Any = None) -> tuple[An
     Raises:
         MissingDependency: torch or transformers is not installed.
         ModelUnavailable: The name resolves nowhere, or its folder cannot be loaded.
+        UsageError: There is no such dtype.
     """
     folder = resolve(str(name))
-    transformers = _import("transformers")
+    transformers, torch = _import("transformers"), _import("torch")
     target = pick_device(device)
+    if isinstance(dtype, str) and not isinstance(dtype := getattr(torch, given := dtype, None), torch.dtype):
+        raise UsageError(f"there is no dtype {given!r}", hint="use float32, bfloat16 or float16")
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype or fast_dtype(target), use_safetensors=True
@@ -263,7 +266,7 @@ def convert_gguf(gguf: Path, target: Path, *, name: str = "") -> None:
     options: dict[str, Any] = {"gguf_file": file, "dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):  # newer versions keep the blocks packed unless told otherwise
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with _quiet_transformers(), redirect_stderr(io.StringIO()):  # the reader's own progress bar
+    with quiet_transformers(), redirect_stderr(io.StringIO()):  # the reader's own progress bar
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=file)
         packed = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
         # A model read from GGUF refuses save_pretrained; a fresh one of the same shape does not.
@@ -343,8 +346,8 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice on stderr while a model loads."""
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no advice on stderr while a model is loaded or saved."""
     logging_ = _import("transformers").utils.logging
     level, bars = logging_.get_verbosity(), logging_.is_progress_bar_enabled()
     logging_.set_verbosity_error()

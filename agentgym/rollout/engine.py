@@ -63,7 +63,7 @@ class RolloutConfig:
         concurrency: Episodes alive at once.
         deterministic: Sample all live episodes in one call, ordered by id.
         layout: ``chat``: one growing conversation; ``turn``: every turn is a prompt of its own.
-        system: System message.
+        system: System message; how to answer is added, see :meth:`EnvConfig.system_message`.
         sampling: Sampling parameters.
         seed: Root of the seed tree.
         reset_seconds: Deadline of a reset.
@@ -109,6 +109,7 @@ class RolloutEngine:
         self.env, self.policy, self.config = env, policy, config or RolloutConfig()
         self.pool = EnvPool(env, self.config.concurrency)
         self._journal, self._on_turn = journal, on_turn
+        self.system = env.system_message(self.config.system)
         self._barrier: _Barrier | None = None
 
     async def collect(
@@ -259,7 +260,7 @@ class _Live:
         if self._policy.renderer is not None:
             self._conversation = Conversation(
                 self._policy.renderer,
-                system=self._config.system,
+                system=self._engine.system,
                 instruction=trajectory.instruction,
                 layout=self._config.layout,
             )

@@ -101,6 +101,16 @@ class EnvConfig:
         """How a policy has to answer, for a system message."""
         return self._make_parser().instructions()
 
+    def system_message(self, system: str = "") -> str:
+        """What an episode's system message is: ``system``, then how to answer.
+
+        Plain answers need no words, and instructions that ``system`` already holds are not repeated.
+        """
+        instructions = "" if self.parser == "plain" else self.instructions()
+        if instructions in system:
+            return system
+        return f"{system}\n\n{instructions}" if system else instructions
+
     def to_json(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as JSON values.
 
