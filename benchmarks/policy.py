@@ -29,7 +29,8 @@ def measure(
     from agentgym.policies.transformers import TransformersPolicy
 
     loaded, tokenizer = models.load(model)
-    policy = TransformersPolicy(loaded, tokenizer, stop_ids=(), max_batch=max(batches))
+    beside, _ = models.load(model)  # the policy changes how its own model attends
+    policy = TransformersPolicy(beside, tokenizer, stop_ids=(), max_batch=max(batches))
     words = tokenizer.encode("You are in a kitchen. You can see a closed door to the north. " * 32)
     view = TurnView("", "", "", 0, ())
     report: dict[str, Any] = {

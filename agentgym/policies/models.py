@@ -41,6 +41,8 @@ HUB_SECONDS = 10.0
 WHEEL_SECONDS = 600.0
 LOCK_SECONDS = 1800.0
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+# The same weights once more, in other layouts.
+HUB_COPIES = ["*/*.safetensors", "*/*.json", "consolidated*"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,11 @@ def _from_hub(hub: str, target: Path) -> None:
         # A name server that does not answer blocks for longer than any HTTP timeout: ask from a side thread.
         _within(HUB_SECONDS, lambda: huggingface_hub.HfApi().model_info(hub, timeout=HUB_SECONDS / 2))
         huggingface_hub.snapshot_download(
-            hub, local_dir=target, allow_patterns=HUB_FILES, etag_timeout=HUB_SECONDS
+            hub,
+            local_dir=target,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=HUB_COPIES,
+            etag_timeout=HUB_SECONDS,
         )
     except Exception as error:  # the hub's client lets its HTTP library's own errors through
         raise _Refused(_first_line(error)) from error

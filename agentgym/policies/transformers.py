@@ -32,8 +32,7 @@ class TransformersPolicy(Policy):
     Args:
         model: A model's name or folder (see :func:`agentgym.policies.models.resolve`), or a loaded model.
         tokenizer: The tokenizer of a loaded model.
-        dtype: ``torch.dtype`` of the weights when they are loaded here; by default the fastest for
-            inference on the device.
+        dtype: Of the weights when they are loaded here; by default the fastest for inference on the device.
         device: Where to load them; by default the first GPU if there is one, else the CPU.
         max_batch: Completions decoded at once.
         max_cache_tokens: Tokens, padding included, that the key-value cache may grow to; it bounds the batch.
@@ -53,7 +52,7 @@ class TransformersPolicy(Policy):
         model: Any = "smollm2",
         tokenizer: Any = None,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         max_batch: int = 32,
         max_cache_tokens: int = 131072,

