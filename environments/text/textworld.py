@@ -13,6 +13,7 @@ little, no accepted command can make it hang, and a process would cost 80 MB eac
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from abc import abstractmethod
@@ -35,9 +36,12 @@ Choice = TypeVar("Choice", bound=int | str)
 _ID = re.compile(r"(train|valid|test)-(\d{6})")
 _WORLD = re.compile(r"w(\d+)-o(\d+)-q(\d+)")
 
-_textworld = Lock()
-"""TextWorld's parser keeps its state in the module: two threads in it corrupt each other's games. It holds the
-GIL nearly all the time, so taking turns costs nothing."""
+_loading = Lock()
+"""TextWorld reads a game's description with a parser that keeps its state in a module: two threads in it
+corrupt each other's games. Nothing but loading uses it."""
+os.register_at_fork(
+    before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release
+)
 
 
 class TextWorld(Env[str]):
@@ -96,11 +100,10 @@ class TextWorld(Env[str]):
     def begin(self, task: Task) -> tuple[str, dict[str, Any]]:
         """Load the game, making it first if the cache lacks it."""
         game = self._game(task)
-        with _textworld:
-            if self._path != str(game.path):
-                self._unload()
-                self._play, self._path = _load(game, self._info_actions, self._plans), str(game.path)
-            state = self._play.reset()
+        if self._path != str(game.path):
+            self._unload()
+            self._play, self._path = _load(game, self._info_actions, self._plans), str(game.path)
+        state = self._play.reset()
         self._max_score = max(1, game.max_score)
         self._turns, self._moves = 0, state["moves"] or 0
         self._plan = len(state["policy_commands"] or ()) if self._plans else 0
@@ -123,8 +126,7 @@ class TextWorld(Env[str]):
         command = normal_form(action)
         if (reason := refusal(command)) is not None:
             return Transition(reason, truncated=truncated, info={**self._info(None), "valid_action": False})
-        with _textworld:
-            state, _, done = self._play.step(command)
+        state, _, done = self._play.step(command)
         understood = bool(done) or state["moves"] != self._moves
         self._moves = state["moves"]
         reward = self._rewarded(state)
@@ -140,8 +142,7 @@ class TextWorld(Env[str]):
         made = self.fresh()
         assert isinstance(made, TextWorld)
         if self._play is not None:
-            with _textworld:
-                made._play, made._path = _duplicate(self._play), self._path
+            made._play, made._path = _duplicate(self._play), self._path
         for name in ("_admissible", "_turns", "_moves", "_plan", "_max_score", "_points", "_progress"):
             setattr(made, name, getattr(self, name))
         return made
@@ -465,7 +466,8 @@ def _load(game: Game, actions: bool, plans: bool) -> Any:
     # at its import, which a test runner or a caller's `catch_warnings` undoes.
     _ignore_warning("Game '.*' is not fully supported")
     infos = textworld.EnvInfos(admissible_commands=actions, policy_commands=plans)
-    return textworld.start(str(game.path), infos)
+    with _loading:
+        return textworld.start(str(game.path), infos)
 
 
 def _duplicate(play: Any) -> Any:

@@ -1,11 +1,11 @@
 """TextWorld games on disk: made on demand, kept in the cache, shared by every process.
 
 Invariant: a game's folder is complete or absent. It is filled beside its place and renamed into it, under a
-lock, so that many processes that want one game make it once; what it holds is checked against its digests
+lock, so that many processes that want one game make it once; what it holds is checked against its digest
 whenever it is opened, and a torn one is made anew.
 
 Layout: ``<cache>/textworld/<TextWorld version>/<challenge>/<key>/`` with ``game.z8`` (the compiled game),
-``game.json`` (TextWorld's description of it) and ``facts.json`` (objective, walkthrough, digests); the key
+``game.json`` (TextWorld's description of it) and ``facts.json`` (objective, walkthrough, digest); the key
 hashes what the game is made from. A game takes about 0.4 MB.
 """
 
@@ -190,18 +190,22 @@ def generate(
 def _read(folder: Path) -> Game | None:
     """The game in ``folder``, or ``None`` if it is absent or torn."""
     try:
-        facts = json.loads((folder / "facts.json").read_bytes())
-        if any(_digest(folder / name) != expected for name, expected in facts["sha256"].items()):
+        kept = json.loads((folder / "facts.json").read_bytes())
+        facts = kept["facts"]
+        if kept["sha256"] != _digest(folder, facts):
             return None
         return Game(
             folder / "game.z8", facts["objective"], tuple(facts["walkthrough"]), int(facts["max_score"])
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(folder: Path, facts: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in ("game.z8", "game.json"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def _make(recipe: Recipe, folder: Path, pool: GeneratorPool | None) -> Game:
@@ -211,15 +215,11 @@ def _make(recipe: Recipe, folder: Path, pool: GeneratorPool | None) -> Game:
     try:
         own = pool or GeneratorPool(1)
         try:
-            own.make(recipe, partial)
+            facts = own.make(recipe, partial)
         finally:
             if own is not pool:
                 own.close()
-        facts_file = partial / "facts.json"
-        digests = {name: _digest(partial / name) for name in ("game.z8", "game.json")}
-        facts_file.write_text(json.dumps({**json.loads(facts_file.read_text()), "sha256": digests}))
-        (partial / "game.ni").unlink(missing_ok=True)
-        shutil.rmtree(partial / "scratch", ignore_errors=True)
+        (partial / "facts.json").write_text(json.dumps({"facts": facts, "sha256": _digest(partial, facts)}))
         os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -270,8 +270,11 @@ class GeneratorPool:
         if last:
             self.close()
 
-    def make(self, recipe: Recipe, folder: Path) -> None:
-        """Make ``recipe``'s game in ``folder``.
+    def make(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
+        """Make ``recipe``'s ``game.z8`` and ``game.json`` in ``folder``.
+
+        Returns:
+            ``objective``, ``walkthrough``, ``max_score``, and the ``attempt`` that had a game.
 
         Raises:
             UsageError: TextWorld has no such game.
@@ -280,15 +283,19 @@ class GeneratorPool:
         """
         with self._slots:
             generator = self._take()
+            while not generator.alive:
+                self._drop(generator)
+                generator = self._take()
             try:
-                generator.make(recipe, folder)
+                facts = generator.make(recipe, folder)
             except UsageError:
                 self._give(generator)
                 raise
             except BaseException:
-                generator.stop()
+                self._drop(generator)
                 raise
             self._give(generator)
+            return facts
 
     def close(self) -> None:
         """Kill every generator, at work or not; the pool may be used again."""
@@ -299,12 +306,8 @@ class GeneratorPool:
 
     def _take(self) -> _Generator:
         with self._lock:
-            while self._idle:
-                generator = self._idle.pop()
-                if generator.alive:
-                    return generator
-                generator.stop()
-                self._all.remove(generator)
+            if self._idle:
+                return self._idle.pop()
             generator = _Generator()
             self._all.append(generator)
             return generator
@@ -313,6 +316,12 @@ class GeneratorPool:
         with self._lock:
             if generator in self._all:
                 self._idle.append(generator)
+
+    def _drop(self, generator: _Generator) -> None:
+        with self._lock:
+            if generator in self._all:
+                self._all.remove(generator)
+        generator.stop()
 
 
 class _Generator:
@@ -334,7 +343,7 @@ class _Generator:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def make(self, recipe: Recipe, folder: Path) -> None:
+    def make(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
         request = {
             "folder": str(folder),
             "seconds": GENERATION_SECONDS,
@@ -352,7 +361,11 @@ class _Generator:
         except (OSError, ValueError) as error:
             raise self._died(recipe) from error
         if reply == b"0\n":
-            return
+            facts: dict[str, Any] = json.loads((folder / "made.json").read_text())
+            for surplus in ("made.json", "game.ni"):
+                (folder / surplus).unlink()
+            shutil.rmtree(folder / "scratch")
+            return facts
         try:
             reason = (folder / "error.txt").read_text()
         except OSError:
@@ -363,9 +376,10 @@ class _Generator:
         )
 
     def stop(self) -> None:
-        with suppress(ProcessLookupError):
+        # Once it was waited for, its number may be another's; the child it left has a limit of its own.
+        if self.alive:
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+            self._process.wait()
         for pipe in self._pipes:
             with suppress(OSError):
                 pipe.close()

@@ -86,7 +86,7 @@ def _warm(challenge: str) -> None:
 
 
 def _attempt_all(request: dict[str, Any]) -> int:
-    """Write the request's game to its folder; on failure, the reason to ``error.txt``."""
+    """Write the request's game, a game that was won, to its folder; else the reason to ``error.txt``."""
     folder = Path(request["folder"])
     try:
         # Outlives even the death of whoever waits: a hanging generator burns no more than this.
@@ -101,7 +101,7 @@ def _attempt_all(request: dict[str, Any]) -> int:
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {error}")
             else:
-                (folder / "facts.json").write_text(json.dumps({"attempt": attempt, **facts}))
+                (folder / "made.json").write_text(json.dumps({"attempt": attempt, **facts}))
                 return 0
         (folder / "error.txt").write_text(errors[-1])
     except BaseException as error:
@@ -130,11 +130,29 @@ def _make(challenge: str, settings: dict[str, Any], seed: int, attempt: int, fol
         game = make_game(options)
     else:
         game = makers[CHALLENGES[challenge]][1](settings, options)
-    walkthrough = game.walkthrough
-    if not walkthrough:
-        raise ValueError("the generator gave no walkthrough")
-    compile_game(game, options)
-    return {"objective": game.objective, "walkthrough": list(walkthrough), "max_score": game.max_score}
+    path = compile_game(game, options)
+    walkthrough = _winning(path, list(game.walkthrough or ()))
+    return {"objective": game.objective, "walkthrough": walkthrough, "max_score": game.max_score}
+
+
+def _winning(path: str, walkthrough: list[str]) -> list[str]:
+    """The commands of ``walkthrough`` that have an effect, shown to win the game.
+
+    Some makers' walkthroughs open what is already open; a policy that learns from them would too.
+    """
+    import textworld
+
+    play = textworld.start(path, textworld.EnvInfos(admissible_commands=True))
+    for only_admissible in (True, False):
+        state, kept, done = play.reset(), [], False
+        for command in walkthrough:
+            if not done and (command in state["admissible_commands"] or not only_admissible):
+                state, _, done = play.step(command)
+                kept.append(command)
+        if state["won"]:
+            play.close()
+            return kept
+    raise ValueError("the maker's walkthrough does not win its game")
 
 
 if __name__ == "__main__":
