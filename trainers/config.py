@@ -30,6 +30,7 @@ class EnvSection(Config):
     parser: str = "plain"
     parser_options: dict[str, Any] = Field(default_factory=dict)
     history: int = Field(0, ge=0)
+    history_observations: bool = True
     list_actions: bool = False
     max_turns: int | None = Field(None, ge=1)
     max_observation_chars: int | None = Field(None, ge=1)

@@ -107,16 +107,18 @@ class ObservationHistory(TextWrapper):
     Args:
         env: What to wrap.
         window: Number of earlier turns shown, from 1.
+        observations: Show their observations too; without them one line ``Earlier actions: …`` stands in
+            front, which keeps prompts short where the actions alone tell the way.
 
     Raises:
         UsageError: ``window`` is below 1.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], window: int) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], window: int, observations: bool = True) -> None:
         if window < 1:
             raise UsageError(f"a history of {window} turns", hint="give 1 or more, or leave the wrapper out")
-        super().__init__(env, window=window)
-        self.window = window
+        super().__init__(env, window=window, observations=observations)
+        self.window, self.observations = window, observations
         self._turns: deque[tuple[str, str]] = deque(maxlen=window)
         self._count = 0
         self._last: str | None = None
@@ -141,6 +143,9 @@ class ObservationHistory(TextWrapper):
 
     def _render(self, current: str) -> str:
         shown, turn = len(self._turns), self._count + 1
+        if not self.observations:
+            dots = "… " if shown < self._count else ""
+            return f"Earlier actions: {dots}{', '.join(action for _, action in self._turns)}\n\n{current}"
         which = f"The last {shown} of {self._count} earlier turns" if shown < self._count else "Earlier turns"
         lines = [f"Turn {turn}. {which}:"]
         for number, (observation, action) in enumerate(self._turns, turn - shown):

@@ -43,6 +43,7 @@ class EnvConfig:
         parser: Name of the action parser, see :data:`agentgym.actions.PARSERS`.
         parser_options: Its options.
         history: Earlier turns shown in front of every observation.
+        history_observations: Whether they are shown with their observations, or their actions alone.
         list_actions: Whether the admissible actions are appended to the text.
         max_turns: Turns after which an episode is truncated.
         max_observation_chars: Characters of text that an observation is cut to.
@@ -59,6 +60,7 @@ class EnvConfig:
     parser: str = "plain"
     parser_options: Mapping[str, Any] = field(default_factory=dict)
     history: int = 0
+    history_observations: bool = True
     list_actions: bool = False
     max_turns: int | None = None
     max_observation_chars: int | None = None
@@ -153,7 +155,7 @@ class EnvConfig:
         parser = self._make_parser() if self.parser_options else self.parser
         env = ActionFormat(env, parser, self.invalid_penalty)
         if self.history:
-            env = ObservationHistory(env, self.history)
+            env = ObservationHistory(env, self.history, self.history_observations)
         if self.list_actions:
             env = ListActions(env)
         if self.max_turns is not None:

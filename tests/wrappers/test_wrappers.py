@@ -378,3 +378,13 @@ class TestStacked:
         assert "[observation 2] SHOUT" in text_of(env.content(observation))
         assert reward == 1.0 and info["action"] == "shout"
         assert env.step(" ")[4]["score"] == 0.0
+
+
+def test_history_without_observations_is_one_line() -> None:
+    env = ObservationHistory(EchoEnv(turns=5), 2, observations=False)
+    first, _ = env.reset(seed=0)
+    assert "Earlier" not in first
+    second = env.step("apple")[0]
+    assert second.startswith("Earlier actions: apple\n\n") and first not in second
+    env.step("bread")
+    assert env.step("chair")[0].startswith("Earlier actions: … bread, chair\n\n")
