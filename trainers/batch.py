@@ -76,7 +76,7 @@ class Batch:
 
 def rows(trajectories: Sequence[Trajectory]) -> list[Row]:
     """The rows of all valid trajectories; segments without sampled tokens give none."""
-    made = []
+    made: list[Row] = []
     for index, trajectory in enumerate(trajectories):
         if not trajectory.valid:
             continue

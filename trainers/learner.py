@@ -141,7 +141,10 @@ class Learner:
             yield collate(chosen).to(self.device)
 
     def forward(self, batch: Batch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Log-probs ``[B, T-1]`` (fp32, fp64 for an fp64 model; 0 off the mask) and, if asked for, entropies of the same shape."""
+        """Log-probs ``[B, T-1]``, 0 off the mask, and if asked for entropies of the same shape.
+
+        They are fp32, or fp64 for an fp64 model.
+        """
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         with self._autocast():
             hidden = base.model(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ class Algorithm:
     """
 
     config: type[TrainConfig]
-    train: Callable[[Any, Run], Awaitable[None]]
+    train: Callable[[Any, Run], Coroutine[Any, Any, None]]
 
 
 class Silent:

@@ -1,0 +1,85 @@
+"""Rows, batches and micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from agentgym.messages import TextPart  # noqa: E402
+from agentgym.outcome import Outcome  # noqa: E402
+from agentgym.trainers.batch import Row, collate, micro_batches, rows, tokenize  # noqa: E402
+from agentgym.trajectory import Segment, Trajectory, Turn  # noqa: E402
+
+
+def test_a_row_is_a_segment_of_a_valid_trajectory(make_trajectory: Callable[..., Trajectory]) -> None:
+    failed = make_trajectory("f", outcome=Outcome.infra_failed("environment"))
+    unended = make_trajectory("u")
+    unended.outcome = None
+    two = make_trajectory("two", lengths=((3, 2), (5, 1)))
+    made = rows([failed, unended, two, make_trajectory("cancelled", outcome=Outcome.cancelled())])
+    assert [(row.trajectory, row.index, row.turns) for row in made] == [
+        (2, 0, ((0, 3, 5),)),
+        (2, 1, ((1, 5, 6),)),
+    ]
+    assert [row.segment for row in made] == two.segments
+
+
+def test_an_empty_completion_gives_no_row(make_trajectory: Callable[..., Trajectory]) -> None:
+    assert rows([make_trajectory("e", lengths=((3, 0),))]) == []
+    assert len(rows([make_trajectory("e", lengths=((3, 0), (4, 1)))])) == 1
+
+
+def test_tokens_of_a_turn_that_never_ended_are_left_out(make_trajectory: Callable[..., Trajectory]) -> None:
+    trajectory = make_trajectory("t", outcome=Outcome.truncated("time"))
+    trajectory.segments[0].append_context([7, 8])
+    trajectory.segments[0].append_sampled([9], [-1.0])
+    [row] = rows([trajectory])
+    assert len(row) == 5 and row.sampled == 2
+
+
+def test_columns_speak_of_the_next_token(make_trajectory: Callable[..., Trajectory]) -> None:
+    made = rows([make_trajectory("a", lengths=((3, 2),)), make_trajectory("b", lengths=((1, 1),))])
+    batch = collate(made)
+    assert batch.input_ids.shape == (2, 5) and batch.loss_mask.shape == (2, 4)
+    assert batch.loss_mask.tolist() == [[False, False, True, True], [True, False, False, False]]
+    assert batch.targets[0, 2:].tolist() == made[0].segment.token_ids[3:]
+    assert batch.logp_rollout[0, 2:].tolist() == pytest.approx(made[0].segment.logp_rollout[3:])
+    assert batch.turn.tolist() == [[-1, -1, 0, 0], [0, -1, -1, -1]]
+    assert batch.attention_mask.sum(1).tolist() == [5, 2]
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=40), st.integers(1, 500))
+def test_micro_batches_are_a_partition_within_the_budget(lengths: list[int], budget: int) -> None:
+    made = [Row(Segment([1] * n, [True] * n, [0.0] * n), i, i, ((0, 0, n),)) for i, n in enumerate(lengths)]
+    parts = list(micro_batches(made, budget))
+    assert sorted(row.index for part in parts for row in part) == list(range(len(made)))
+    for part in parts:
+        assert len(part) == 1 or max(map(len, part)) * len(part) <= budget
+
+
+@pytest.mark.parametrize("layout", ["chat", "turn"])
+def test_an_expert_s_words_become_what_the_policy_would_have_read(tiny_model: Path, layout: Any) -> None:
+    from transformers import AutoTokenizer
+
+    from agentgym.policies.templates import HuggingFaceRenderer
+
+    renderer = HuggingFaceRenderer(AutoTokenizer.from_pretrained(tiny_model))
+    turns = [Turn(i, 0, (0, 0), (TextPart(f"Say {w}."),), w, w, 0.0) for i, w in enumerate(("one", "two"))]
+    spoken = Trajectory("x", "e", "t", instruction="Repeat.", turns=turns, outcome=Outcome.completed())
+    made = tokenize(spoken, renderer, system="Be brief.", layout=layout)
+    assert len(made.segments) == (1 if layout == "chat" else 2)
+    for turn, word in zip(made.turns, ("one", "two"), strict=True):
+        ids = made.segments[turn.segment].token_ids
+        start, end = turn.span
+        assert renderer.decode(ids[start:end]) == word + renderer.end_of_turn
+        assert renderer.decode(ids[:start]).startswith("<|im_start|>system\nBe brief.")
+        assert renderer.decode(ids[:start]).endswith(f"Say {word}.<|im_end|>\n<|im_start|>assistant\n")
+    assert spoken.segments == []
