@@ -73,7 +73,7 @@ def episode(trajectory: Trajectory) -> Group:
         shown += _turn(turn)
     if trajectory.final_observation:
         shown += [
-            Rule("after the last turn", align="left", style="dim"),
+            Rule(Text("after the last turn"), align="left", style="dim"),
             *_content(trajectory.final_observation),
         ]
     shown += [Rule(style="dim"), _end(trajectory)]
@@ -92,14 +92,14 @@ def tokens(trajectory: Trajectory, decoder: Decoder) -> Group:
         shown.append(Text("no tokens: the policy speaks text"))
         return Group(*shown)
     decode = decoder()
-    legend = Text("context ", CONTEXT)
+    legend = Text().append("context ", CONTEXT)
     legend.append("sampled ", SAMPLED).append("sampled at less than 10 %", UNLIKELY)
     if decode is None:
         legend.append("  ids: the tokenizer cannot be had, name one with --model", "red")
     shown.append(legend)
     for number, segment in enumerate(trajectory.segments):
         title = f"segment {number}: {len(segment)} tokens, {sum(segment.loss_mask)} sampled"
-        shown += [Rule(title, align="left", style="cyan"), _segment(segment, decode)]
+        shown += [Rule(Text(title), align="left", style="cyan"), _segment(segment, decode)]
     return Group(*shown)
 
 
