@@ -174,12 +174,14 @@ class Learner:
             return
         from peft.tuners.lora import LoraLayer
 
-        base = self.model.get_base_model()
+        base: Any = self.model.get_base_model()
+        adapted: list[tuple[str, Any]] = [
+            (name, module) for name, module in base.named_modules() if isinstance(module, LoraLayer)
+        ]
         merged = {
             f"{name}.weight": module.get_base_layer().weight.detach()
             + module.get_delta_weight("default").detach()
-            for name, module in base.named_modules()
-            if isinstance(module, LoraLayer)
+            for name, module in adapted
         }
         for name, parameter in base.named_parameters():
             plain = name.replace(".base_layer.", ".")
@@ -243,9 +245,10 @@ class Learner:
 
 
 def _require_plain_head(model: Any) -> None:
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if type(head) is not nn.Linear or head.bias is not None or softcap:
+    plain = isinstance(head, nn.Linear) and head.bias is None and not hasattr(head, "base_layer")
+    if not plain or softcap:
         raise UsageError(
             f"log-probs need an output layer that is one matrix, and {type(model).__name__}'s is "
             f"{'soft-capped' if softcap else head}",

@@ -140,7 +140,8 @@ def test_finished_turns_are_not_sampled_again(train: Train, tmp_path: Path) -> N
     assert not set(first.told[:-1]) & set(second.told)
     for name, count in first.told:
         assert after[name].turns[:count] == before[name].turns[:count]
-    assert all(len(t.turns) == 3 and t.valid for t in after.values()) and len(after) == 6
+    # An answer that cannot be read is a turn, and none of the environment's.
+    assert all(len(t.turns) >= 3 and t.valid for t in after.values()) and len(after) == 6
 
 
 def test_a_live_run_is_refused(train: Train, tmp_path: Path) -> None:

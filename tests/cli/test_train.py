@@ -1,0 +1,53 @@
+"""``agentgym train`` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from agentgym.cli.root import main
+
+GIVEN = ["env=agentgym.testing:EchoEnv", "model=tiny"]
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", *arguments])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_a_dry_run_prints_the_config_without_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("dapo", *GIVEN, "env.kwargs.api_key=hunter22", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert json.loads(shown)["loss"]["clip_high"] == 0.28 and "hunter22" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no algorithm named"),
+        (["gropo", *GIVEN], "grpo"),
+        (["grpo", *GIVEN, "group_sise=2"], "group_size"),
+        (["--resume", "nowhere"], "no run to resume"),
+        (["grpo", "--resume", "nowhere"], "takes the saved config"),
+    ],
+)
+def test_mistakes_are_explained(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    assert call(*arguments) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and "hint:" in errors and "Traceback" not in errors
+
+
+def test_a_model_that_cannot_be_had_leaves_a_message(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "r"
+    assert call("grpo", GIVEN[0], f"model={tmp_path / 'none'}", "--out", str(folder)) == 1
+    assert "Traceback" not in capsys.readouterr().err
