@@ -7,9 +7,9 @@ reorders), a new segment is opened explicitly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from agentgym.messages import Content, Message, Role, TextPart, text_of
 from agentgym.policies.base import Completion
@@ -33,6 +33,9 @@ class Renderer(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included."""
+
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> Renderer:
+        """The same renderer, describing tools by their JSON Schemas."""
 
     @property
     def end_of_turn(self) -> str:

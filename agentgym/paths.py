@@ -6,7 +6,7 @@ Invariant: whatever lies in the cache can be rebuilt; nothing is written outside
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,12 +43,12 @@ def find_data(*parts: str) -> Path | None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary sibling of ``path`` that replaces it when the block ends without an error.
 
-    Readers never see half a file; a crash leaves the old one.
+    Readers never see half a file; a crash leaves the old one. The mode is that of any new file: the
+    umask's, not the private one of a temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         os.replace(temporary, path)

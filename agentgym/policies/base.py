@@ -91,7 +91,8 @@ class Completion:
         text: The completion as text, end-of-turn token left out.
         token_ids: As sampled, end-of-turn token included; empty for a text-speaking policy.
         logprobs: One per token: log-probability under the engine's sampling distribution.
-        finish_reason: ``stop`` (end token or stop string), ``length``, ``abort``.
+        finish_reason: ``stop`` (end token or stop string), ``length``, or ``abort``: the backend gave this
+            one request up, and its episode ends ``infra_failed(policy)``.
         version: Version of the weights that sampled it.
     """
 

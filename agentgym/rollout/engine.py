@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from agentgym.conversation import Conversation, Layout
-from agentgym.errors import (
-    AgentGymError,
-    ContextExceeded,
-    DeadlineExceeded,
-    InfrastructureError,
-    PolicyFailed,
-    StorageFailed,
-)
+from agentgym.conversation import Conversation, Layout, Renderer
+from agentgym.errors import ContextExceeded, InfrastructureError, PolicyFailed, StorageFailed
 from agentgym.journal import Journal
 from agentgym.messages import Role
 from agentgym.outcome import TRUNCATION_REASONS, Outcome
 from agentgym.policies.base import Completion, Policy, Request, Sampling, TurnView
 from agentgym.rollout.host import Reply
 from agentgym.rollout.pool import EnvPool, Handle
+from agentgym.rollout.rounds import Rounds, generate
 from agentgym.seeding import EpisodeSeeds
 from agentgym.trajectory import Trajectory, Turn
 from agentgym.wrappers.stack import EnvConfig
@@ -110,7 +106,7 @@ class RolloutEngine:
         self.pool = EnvPool(env, self.config.concurrency)
         self._journal, self._on_turn = journal, on_turn
         self.system = env.system_message(self.config.system)
-        self._barrier: _Barrier | None = None
+        self._renderers: dict[str, Renderer] = {}
 
     async def collect(
         self, episodes: Sequence[Episode], *, restored: Mapping[str, Trajectory] | None = None
@@ -144,73 +140,65 @@ class RolloutEngine:
                 yield earlier
             else:
                 waiting.append(episode)
-        if self.config.deterministic:
-            self._barrier = _Barrier(self.policy, self.config, len(waiting))
-        running: dict[asyncio.Task[Trajectory], Trajectory] = {}
+        config = self.config
+        rounds = None
+        if config.deterministic:
+            rounds = Rounds(self.policy, config.generate_seconds, config.concurrency, len(waiting))
+        running: dict[asyncio.Task[Trajectory], _Live] = {}
         ended: asyncio.Queue[asyncio.Task[Trajectory]] = asyncio.Queue()
         queue = iter(waiting)
         try:
             while True:
-                while len(running) < self.config.concurrency and (episode := next(queue, None)) is not None:
-                    trajectory = self._blank(episode)
-                    task = asyncio.create_task(self._run(episode, trajectory, restored.get(episode.id)))
+                while len(running) < config.concurrency and (following := next(queue, None)) is not None:
+                    live = _Live(self, following, rounds)
+                    task = asyncio.create_task(self._run(live, restored.get(following.id)))
                     task.add_done_callback(ended.put_nowait)
-                    running[task] = trajectory
+                    running[task] = live
                 if not running:
                     return
                 task = await ended.get()
                 del running[task]
                 yield task.result()
         except GeneratorExit:
-            await self._stop(running)
-            for trajectory in running.values():
-                trajectory.outcome = Outcome.cancelled("the caller stopped the collection")
-                self._record(Journal.end, trajectory)
+            await _stop(running)
+            for live in running.values():
+                # Those that ended but were not asked for keep their outcome.
+                if live.trajectory.outcome is None:
+                    live.trajectory.outcome = Outcome.cancelled("the caller stopped the collection")
+                    if live.begun:
+                        self._record(Journal.end, live.trajectory)
             raise
         finally:
             # An error or Ctrl-C: what is unfinished stays unfinished in the journal, and can be resumed.
-            await self._stop(running)
+            await _stop(running)
+            if rounds is not None:
+                await rounds.aclose()
 
     async def aclose(self) -> None:
         """Close the pool's environments. The policy and the journal belong to the caller."""
         await self.pool.aclose()
 
-    def _blank(self, episode: Episode) -> Trajectory:
-        seeds = self._seeds(episode)
-        return Trajectory(
-            id=episode.id,
-            env_id=self.env.id,
-            task_id=episode.task_id,
-            split=episode.split,
-            group=episode.group,
-            member=episode.member,
-            env_seed=seeds.environment,
-            attempt=episode.attempt,
-        )
-
-    def _seeds(self, episode: Episode) -> EpisodeSeeds:
-        return EpisodeSeeds(self.config.seed, episode.task_id, episode.group, episode.member)
-
-    async def _run(self, episode: Episode, trajectory: Trajectory, earlier: Trajectory | None) -> Trajectory:
+    async def _run(self, live: _Live, earlier: Trajectory | None) -> Trajectory:
         """One episode, from lease to outcome."""
-        live = _Live(self, episode, trajectory)
+        trajectory, seconds = live.trajectory, self.config.episode_seconds
+        deadline = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(self.config.episode_seconds):
-                async with self.pool.lease() as handle:
-                    await live.play(handle, earlier)
+            async with deadline, self.pool.lease() as handle:
+                await live.play(handle, earlier)
         except TimeoutError:
-            trajectory.outcome = Outcome.truncated("time", f"{self.config.episode_seconds:g} s are over")
+            if not deadline.expired():
+                raise
+            trajectory.outcome = Outcome.truncated("time", f"{seconds:g} s are over")
         except StorageFailed:
             raise
         except InfrastructureError as error:
             # Before the first action the policy cannot be the cause; afterwards it may be.
-            boundary = error.boundary
-            outcome = Outcome.from_error(error, boundary)
-            doubtful = boundary == "environment" and live.acted
-            trajectory.outcome = Outcome.infra_failed(boundary, outcome.detail, doubtful=doubtful)
+            doubtful = error.boundary == "environment" and live.acted
+            detail = Outcome.from_error(error, error.boundary).detail
+            trajectory.outcome = Outcome.infra_failed(error.boundary, detail, doubtful=doubtful)
         finally:
-            if self._barrier is not None:
-                await self._barrier.leave()
+            if live.rounds is not None:
+                live.rounds.leave()
         if not live.begun:
             self._record(Journal.begin, trajectory)
         self._record(Journal.end, trajectory)
@@ -220,21 +208,43 @@ class RolloutEngine:
         if self._journal is not None:
             what(self._journal, trajectory)
 
-    async def _stop(self, running: Mapping[asyncio.Task[Trajectory], Trajectory]) -> None:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+    def _renderer(self, tools: Any) -> Renderer | None:
+        """The policy's renderer, describing the tools that the environment named at reset."""
+        renderer = self.policy.renderer
+        if renderer is None or not tools:
+            return renderer
+        key = json.dumps(tools)
+        if key not in self._renderers:
+            self._renderers[key] = renderer.with_tools(tools)
+        return self._renderers[key]
+
+
+async def _stop(tasks: Iterable[asyncio.Task[Trajectory]]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Live:
     """The state of one running episode."""
 
-    def __init__(self, engine: RolloutEngine, episode: Episode, trajectory: Trajectory) -> None:
+    def __init__(self, engine: RolloutEngine, episode: Episode, rounds: Rounds | None) -> None:
         self.begun = False
         self.acted = False
-        self._engine, self._episode, self._trajectory = engine, episode, trajectory
-        self._config, self._policy = engine.config, engine.policy
-        self._seeds = engine._seeds(episode)
+        self.rounds = rounds
+        self._engine, self._config, self._policy = engine, engine.config, engine.policy
+        self._seeds = EpisodeSeeds(self._config.seed, episode.task_id, episode.group, episode.member)
+        self.trajectory = Trajectory(
+            id=episode.id,
+            env_id=engine.env.id,
+            task_id=episode.task_id,
+            split=episode.split,
+            group=episode.group,
+            member=episode.member,
+            env_seed=self._seeds.environment,
+            attempt=episode.attempt,
+        )
         self._conversation: Conversation | None = None
         self._actions: list[str] = []
         self._role: Role = "tool" if engine.env.parser in ("hermes", "llama") else "user"
@@ -242,24 +252,25 @@ class _Live:
     async def play(self, handle: Handle, earlier: Trajectory | None) -> None:
         reply = await self._start(handle)
         if earlier is not None:
-            self._trajectory.attempt = earlier.attempt + 1
+            self.trajectory.attempt = earlier.attempt + 1
             if earlier.turns:
                 reply = await self._restore(handle, reply, earlier) or await self._start(handle)
         if not self.begun:
-            self._engine._record(Journal.begin, self._trajectory)
+            self._engine._record(Journal.begin, self.trajectory)
             self.begun = True
-        while self._trajectory.outcome is None:
+        while self.trajectory.outcome is None:
             reply = await self._turn(handle, reply)
-        self._trajectory.final_observation = reply.content
+        self.trajectory.final_observation = reply.content
 
     async def _start(self, handle: Handle) -> Reply:
-        trajectory = self._trajectory
+        trajectory = self.trajectory
         self._clear()
-        reply = await handle.reset(trajectory.env_seed, self._episode.task_id, self._config.reset_seconds)
+        reply = await handle.reset(trajectory.env_seed, trajectory.task_id, self._config.reset_seconds)
+        self.acted = False
         trajectory.instruction = str(reply.info.get("instruction", ""))
-        if self._policy.renderer is not None:
+        if (renderer := self._engine._renderer(reply.info.get("tools"))) is not None:
             self._conversation = Conversation(
-                self._policy.renderer,
+                renderer,
                 system=self._engine.system,
                 instruction=trajectory.instruction,
                 layout=self._config.layout,
@@ -268,7 +279,7 @@ class _Live:
         return reply
 
     def _clear(self) -> None:
-        self._trajectory.turns, self._trajectory.segments, self._actions = [], [], []
+        self.trajectory.turns, self.trajectory.segments, self._actions = [], [], []
 
     async def _restore(self, handle: Handle, reply: Reply, earlier: Trajectory) -> Reply | None:
         """Go on behind the recorded turns; ``None`` where they cannot be reproduced."""
@@ -278,7 +289,7 @@ class _Live:
             self._clear()
             raise
         if restored is not None:
-            self._trajectory.attempt = earlier.attempt
+            self.trajectory.attempt = earlier.attempt
             self.begun = True
             self._end_if_over(restored)
         return restored
@@ -303,14 +314,14 @@ class _Live:
             reply = await handle.step(turn.completion, self._config.step_seconds)
             if reply.reward != turn.reward:
                 return None
-            self._trajectory.turns.append(turn)
+            self.trajectory.turns.append(turn)
             self._actions.append(turn.action)
         if self._conversation is not None and self._conversation.segments != earlier.segments:
             return None
         return reply
 
     async def _turn(self, handle: Handle, reply: Reply) -> Reply:
-        trajectory, config = self._trajectory, self._config
+        trajectory, config = self.trajectory, self._config
         index = len(trajectory.turns)
         prompt: tuple[int, ...] = ()
         if self._conversation is not None:
@@ -371,14 +382,14 @@ class _Live:
     def _end_if_over(self, reply: Reply) -> None:
         limit = self._config.max_sampled_tokens
         if reply.terminated:
-            self._trajectory.outcome = Outcome.completed()
+            self.trajectory.outcome = Outcome.completed()
         elif reply.truncated:
             reason = reply.info.get("truncated_by", "environment")
-            self._trajectory.outcome = Outcome.truncated(
+            self.trajectory.outcome = Outcome.truncated(
                 reason if reason in TRUNCATION_REASONS else "environment"
             )
-        elif limit is not None and self._trajectory.sampled_tokens >= limit:
-            self._trajectory.outcome = Outcome.truncated("tokens")
+        elif limit is not None and self.trajectory.sampled_tokens >= limit:
+            self.trajectory.outcome = Outcome.truncated("tokens")
 
     def _require_room(self, prompt: tuple[int, ...]) -> None:
         limit = self._policy.context_limit
@@ -386,68 +397,13 @@ class _Live:
             raise ContextExceeded(len(prompt), limit)
 
     async def _generate(self, request: Request) -> Completion:
-        if self._engine._barrier is not None:
-            return await self._engine._barrier.generate(request)
-        [completion] = await _generate(self._policy, [request], self._config.generate_seconds)
+        if self.rounds is not None:
+            completion = await self.rounds.generate(request)
+        else:
+            [completion] = await generate(self._policy, [request], self._config.generate_seconds)
+        if completion.finish_reason == "abort":  # half a completion is no decision of the policy's
+            raise PolicyFailed("the policy's backend gave up on a completion (abort)")
         return completion
-
-
-class _Barrier:
-    """Gathers one request of every live episode, and samples them in one call, ordered by id."""
-
-    def __init__(self, policy: Policy, config: RolloutConfig, episodes: int) -> None:
-        self._policy, self._config, self._left = policy, config, episodes
-        self._waiting: list[tuple[Request, asyncio.Future[Completion]]] = []
-        self._calls: set[asyncio.Task[None]] = set()
-
-    async def generate(self, request: Request) -> Completion:
-        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
-        self._fire_when_full()
-        return await future
-
-    async def leave(self) -> None:
-        """One episode has ended."""
-        self._left -= 1
-        self._waiting = [(r, f) for r, f in self._waiting if not f.done()]
-        self._fire_when_full()
-
-    def _fire_when_full(self) -> None:
-        # Slots that ended episodes left are filled before the call: a round is the same in every run.
-        if self._waiting and len(self._waiting) >= min(self._left, self._config.concurrency):
-            batch, self._waiting = sorted(self._waiting, key=lambda pair: pair[0].id), []
-            call = asyncio.create_task(self._call(batch))
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
-
-    async def _call(self, batch: list[tuple[Request, asyncio.Future[Completion]]]) -> None:
-        try:
-            completions = await _generate(
-                self._policy, [request for request, _ in batch], self._config.generate_seconds
-            )
-        except Exception as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for (_, future), completion in zip(batch, completions, strict=True):
-            if not future.done():
-                future.set_result(completion)
-
-
-async def _generate(policy: Policy, requests: Sequence[Request], seconds: float) -> list[Completion]:
-    try:
-        async with asyncio.timeout(seconds):
-            completions = await policy.generate(requests)
-    except TimeoutError as error:
-        raise DeadlineExceeded("generate", seconds, boundary="policy") from error
-    except AgentGymError:  # infrastructure, a full context, or a mistake that no retry would mend
-        raise
-    except Exception as error:
-        raise PolicyFailed(f"generate raised {type(error).__name__}: {error}") from error
-    if len(completions) != len(requests):
-        raise PolicyFailed(f"generate answered {len(requests)} requests with {len(completions)} completions")
-    return completions
 
 
 @contextlib.asynccontextmanager

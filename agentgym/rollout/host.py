@@ -1,18 +1,19 @@
 """One environment behind plain calls, wherever it runs.
 
-Invariant: what leaves a host is content (text and image parts), numbers and plain ``info``; the raw
-observation stays inside, so the three kinds of worker answer alike.
+Invariant: what leaves a host is content (text and image parts), numbers and the plain ``info`` that the
+engine reads; the raw observation stays inside, so the three kinds of worker answer alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 
-from agentgym.env import Env, Worker
+from agentgym.env import Env
 from agentgym.messages import Content, as_content
 from agentgym.wrappers.stack import EnvConfig
 
@@ -41,22 +42,20 @@ class Host:
     def reset(self, seed: int | None, task_id: str | None) -> Reply:
         """Start an episode."""
         observation, info = self.env.reset(seed=seed, options=self._options(task_id))
-        return Reply(self._content(observation), info=info)
+        return Reply(self._content(observation), info=_plain(info))
 
     def step(self, action: str) -> Reply:
         """Take one step."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return Reply(self._content(observation), float(reward), terminated, truncated, info)
+        return self._stepped(*self.env.step(action))
 
     async def areset(self, seed: int | None, task_id: str | None) -> Reply:
         """:meth:`reset` on the running loop."""
         observation, info = await self.env.areset(seed=seed, options=self._options(task_id))  # type: ignore[attr-defined]
-        return Reply(self._content(observation), info=info)
+        return Reply(self._content(observation), info=_plain(info))
 
     async def astep(self, action: str) -> Reply:
         """:meth:`step` on the running loop."""
-        observation, reward, terminated, truncated, info = await self.env.astep(action)  # type: ignore[attr-defined]
-        return Reply(self._content(observation), reward, terminated, truncated, info)
+        return self._stepped(*await self.env.astep(action))  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Close the environment."""
@@ -66,8 +65,30 @@ class Host:
         """:meth:`close` on the running loop."""
         await self.env.aclose()  # type: ignore[attr-defined]
 
+    def _stepped(
+        self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Mapping[str, Any]
+    ) -> Reply:
+        return Reply(
+            self._content(observation), float(reward), bool(terminated), bool(truncated), _plain(info)
+        )
+
     def _options(self, task_id: str | None) -> dict[str, Any] | None:
         return None if task_id is None or not isinstance(self.env.unwrapped, Env) else {"task_id": task_id}
 
 
-__all__ = ["Host", "Reply", "Worker"]
+def _plain(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What the engine reads, in plain types. A value that cannot be is the environment's failure."""
+    return {key: read(info[key]) for key, read in _READ.items() if info.get(key) is not None}
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "task_id": str,
+    "instruction": str,
+    "tools": lambda tools: json.loads(json.dumps(tools)),
+    "admissible_actions": lambda actions: [str(action) for action in actions],
+    "action": str,
+    "valid_action": bool,
+    "score": float,
+    "success": bool,
+    "truncated_by": str,
+}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -19,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from agentgym.env import Worker
-from agentgym.errors import AgentGymError, DeadlineExceeded, EnvironmentFailed
+from agentgym.errors import AgentGymError, DeadlineExceeded, EnvironmentFailed, InfrastructureError
 from agentgym.rollout import worker as wire
 from agentgym.rollout.host import Host, Reply
 from agentgym.wrappers.stack import EnvConfig
@@ -28,6 +29,9 @@ T = TypeVar("T")
 
 BUILD_SECONDS = 120.0
 CLOSE_SECONDS = 10.0
+ABANDON_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class Handle(ABC):
@@ -63,9 +67,12 @@ class _LoopHandle(Handle):
     _host: Host | None = None
 
     async def reset(self, seed: int | None, task_id: str | None, seconds: float) -> Reply:
+        return await _within("reset", seconds, self._reset(seed, task_id))
+
+    async def _reset(self, seed: int | None, task_id: str | None) -> Reply:
         if self._host is None:
             self._host = Host(self._config)
-        return await _within("reset", seconds, self._host.areset(seed, task_id))
+        return await self._host.areset(seed, task_id)
 
     async def step(self, action: str, seconds: float) -> Reply:
         assert self._host is not None
@@ -84,6 +91,7 @@ class _ThreadHandle(Handle):
     """On a daemon thread of its own, which builds, drives and closes the environment."""
 
     _host: Host | None = None
+    hangs = False
 
     def __init__(self, config: EnvConfig) -> None:
         super().__init__(config)
@@ -103,10 +111,17 @@ class _ThreadHandle(Handle):
         try:
             await self._call("close", CLOSE_SECONDS, self._shut)
         finally:
-            await self.discard()
+            self._calls.put(None)
 
     async def discard(self) -> None:
-        self._calls.put(None)
+        try:
+            await self._call("close", ABANDON_SECONDS, self._shut)
+        except DeadlineExceeded:
+            self.hangs = True
+        except InfrastructureError as error:
+            _log.warning("a discarded environment could not be closed: %s", error.message)
+        finally:
+            self._calls.put(None)
 
     def _built(self) -> Host:
         if self._host is None:
@@ -169,21 +184,25 @@ class _ProcessHandle(Handle):
             await process.wait()
 
     async def _start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "agentgym.rollout.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            limit=2**26,
-        )
-        await self._call(BUILD_SECONDS, {"call": "build", "config": self._config.to_json()})
+        config = self._config.to_json()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "agentgym.rollout.worker",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,
+                limit=2**26,
+            )
+        except OSError as error:
+            raise EnvironmentFailed(f"no worker process could be started: {error}") from error
+        await self._call(BUILD_SECONDS, {"call": "build", "config": config})
 
     async def _call(self, seconds: float, request: dict[str, Any]) -> dict[str, Any]:
         answer = await _within(request["call"], seconds, self._exchange(request))
         if "error" in answer:
-            raise _rebuilt(answer)
+            raise wire.error_from_json(answer)
         return answer
 
     async def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +236,7 @@ class EnvPool:
         self.kind: Worker = config.resolve_worker()
         self._abandon_limit = abandon_limit
         self._idle: list[Handle] = []
-        self._discarded: list[threading.Thread] = []
+        self._hanging: list[threading.Thread] = []
         self._slots = asyncio.Semaphore(size)
 
     @contextlib.asynccontextmanager
@@ -230,21 +249,24 @@ class EnvPool:
             except BaseException:
                 # Shielded: a cancelled episode still ends what it started.
                 await asyncio.shield(handle.discard())
-                if isinstance(handle, _ThreadHandle):
-                    self._discarded.append(handle.thread)
+                if isinstance(handle, _ThreadHandle) and handle.hangs:
+                    self._hanging.append(handle.thread)
                 raise
             self._idle.append(handle)
 
     async def aclose(self) -> None:
         """Close every idle environment; leases must have ended."""
         idle, self._idle = self._idle, []
-        await asyncio.gather(*(handle.close() for handle in idle), return_exceptions=True)
+        closed = await asyncio.gather(*(handle.close() for handle in idle), return_exceptions=True)
+        for error in closed:
+            if error is not None:
+                _log.warning("an environment of %s could not be closed: %s", self.config.id, error)
 
     @property
     def abandoned(self) -> int:
-        """Threads that were discarded and still run: they hang, or are about to end."""
-        self._discarded = [thread for thread in self._discarded if thread.is_alive()]
-        return len(self._discarded)
+        """Threads that missed a deadline, could not be closed, and still run."""
+        self._hanging = [thread for thread in self._hanging if thread.is_alive()]
+        return len(self._hanging)
 
     def _make(self) -> Handle:
         if self.kind == "process":
@@ -253,21 +275,22 @@ class EnvPool:
             return _LoopHandle(self.config)
         if self.abandoned >= self._abandon_limit:
             raise EnvironmentFailed(
-                f"{self.abandoned} environment threads hang and cannot be killed",
-                hint='run this environment in worker processes: EnvConfig(worker="process")',
+                f'{self.abandoned} environment threads hang and cannot be killed; use worker="process"',
+                hint='run this environment in worker processes: EnvConfig(..., worker="process")',
             )
         return _ThreadHandle(self.config)
 
 
 async def _within(what: str, seconds: float, awaitable: Awaitable[T]) -> T:
+    deadline = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds):
+        async with deadline:
             return await awaitable
-    except TimeoutError as error:
-        raise DeadlineExceeded(what, seconds) from error
-    except (AgentGymError, asyncio.CancelledError):
+    except AgentGymError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if deadline.expired():
+            raise DeadlineExceeded(what, seconds) from error
         raise EnvironmentFailed(f"{what} raised {type(error).__name__}: {error}") from error
 
 
@@ -277,12 +300,6 @@ def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | Non
     if error is None:
         future.set_result(result)
     else:
-        future.set_exception(error if isinstance(error, Exception) else EnvironmentFailed(repr(error)))
-
-
-def _rebuilt(answer: dict[str, Any]) -> AgentGymError:
-    """A worker's error on this side."""
-    if answer["boundary"] is None:  # a person's mistake, or a missing part: not a failure of infrastructure
-        return AgentGymError(answer["message"], hint=answer["hint"])
-    message = f"{answer['error']}: {answer['message']}"
-    return EnvironmentFailed(message, hint=answer["hint"], boundary=answer["boundary"])
+        # A future takes no StopIteration, and the loop would die of a SystemExit.
+        plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
+        future.set_exception(error if plain else RuntimeError(repr(error)))

@@ -14,10 +14,10 @@ import os
 import signal
 import struct
 import sys
-from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from agentgym.errors import AgentGymError
+from agentgym import errors
+from agentgym.errors import AgentGymError, EnvironmentFailed
 from agentgym.messages import Content, ImagePart, TextPart
 from agentgym.rollout.host import Host, Reply
 
@@ -26,7 +26,8 @@ _HEADER = struct.Struct(">I")
 
 def pack(value: Any) -> bytes:
     """One frame: a 4-byte length and the JSON of ``value``."""
-    payload = json.dumps(value, default=_plain).encode("utf-8", "surrogatepass")
+    # Surrogates stay what they are: as escapes, a pair of them would come back as one character.
+    payload = json.dumps(value, default=_plain, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return _HEADER.pack(len(payload)) + payload
 
 
@@ -67,14 +68,24 @@ def reply_from_json(data: dict[str, Any]) -> Reply:
     return Reply(content, data["reward"], data["terminated"], data["truncated"], data["info"])
 
 
+def error_to_json(call: str, error: BaseException) -> dict[str, Any]:
+    """The wire form of an error of the library; any other is the environment's failure."""
+    if not isinstance(error, AgentGymError):
+        error = EnvironmentFailed(f"{call} raised {type(error).__name__}: {error}")
+    name = next(c.__name__ for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
+    return {"error": name, "state": vars(error)}
+
+
+def error_from_json(data: dict[str, Any]) -> AgentGymError:
+    """Inverse of :func:`error_to_json`; an error of another package is its nearest ancestor of ours."""
+    kind: type[AgentGymError] = getattr(errors, data["error"])
+    error = kind.__new__(kind, data["state"]["message"])
+    vars(error).update(data["state"])
+    return error
+
+
 def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):  # NumPy scalars and arrays
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    return str(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)  # NumPy's, or a path
 
 
 def _die_with_parent() -> None:
@@ -108,31 +119,23 @@ def _answer(host: Host | None, request: dict[str, Any]) -> tuple[Host | None, di
             raise RuntimeError(f"unexpected call {call!r}")
 
 
-def _error_to_json(error: Exception) -> dict[str, Any]:
-    known = error if isinstance(error, AgentGymError) else None
-    return {
-        "error": type(error).__name__,
-        "message": known.message if known else str(error),
-        "hint": known.hint if known else "",
-        "boundary": getattr(error, "boundary", None if known else "environment"),
-    }
-
-
 def main() -> None:
     """Serve one environment until the pipe closes."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    source = sys.stdin.buffer
-    sink = os.fdopen(os.dup(1), "wb")
+    # The environment, and every program it starts, gets neither end of the pipe: its prints go to stderr.
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
     os.dup2(2, 1)
-    sys.stdin = open(os.devnull)  # noqa: SIM115
     host: Host | None = None
     while (request := _read(source)) is not None:
         try:
             host, answer = _answer(host, request)
-        except Exception as error:
-            answer = _error_to_json(error)
-        sink.write(pack(answer))
+            frame = pack(answer)
+        except (Exception, SystemExit) as error:
+            frame = pack(error_to_json(request["call"], error))
+        sink.write(frame)
         sink.flush()
 
 
