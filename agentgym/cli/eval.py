@@ -50,20 +50,24 @@ class Evaluation:
     "--policy", metavar="NAME", help="expert, random, a plug-in, or a model: folder, hub name, smollm2."
 )
 @click.option("--split", metavar="NAME", help="Default: the family's.")
-@click.option("--episodes", type=int, help="Number of episodes in all.  [default: 100]")
-@click.option("--samples", type=int, help="Episodes on each task, for pass@k.  [default: 1]")
-@click.option("--seed", type=int, help="Draws the tasks; roots every other seed.  [default: 0]")
+@click.option("--episodes", type=click.IntRange(1), help="Number of episodes in all.  [default: 100]")
+@click.option("--samples", type=click.IntRange(1), help="Episodes on each task, for pass@k.  [default: 1]")
+@click.option("--seed", type=click.IntRange(0), help="Draws the tasks; roots every other seed.  [default: 0]")
 @stack_options
 @click.option("--policy-option", "policy_pairs", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
-@click.option("--temperature", type=float, help="Default: 0 for one sample a task, 1 for several.")
-@click.option("--top-p", type=float, help="Nucleus mass.")
-@click.option("--max-tokens", type=int, help=f"Longest completion.  [default: {MAX_TOKENS}]")
+@click.option(
+    "--temperature", type=click.FloatRange(0), help="Default: 0 for one sample a task, 1 for several."
+)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Nucleus mass.")
+@click.option("--max-tokens", type=click.IntRange(1), help=f"Longest completion.  [default: {MAX_TOKENS}]")
 @click.option("--layout", type=click.Choice(["chat", "turn"]), help="One conversation, or a prompt a turn.")
-@click.option("--system", metavar="TEXT", help="System message; default: how to answer, if not plainly.")
+@click.option("--system", metavar="TEXT", help="System message; how to answer is added.")
 @click.option("--like", type=click.Path(path_type=Path), help="Take the environment and limits of this run.")
-@click.option("--concurrency", type=int, help="Episodes alive at once.  [default: 16]")
+@click.option("--concurrency", type=click.IntRange(1), help="Episodes alive at once.  [default: 16]")
 @click.option("--deterministic", is_flag=True, default=None, help="Equal samples whatever the timing.")
-@click.option("--attempts", type=int, help="Runs of an episode that infrastructure fails.  [default: 3]")
+@click.option(
+    "--attempts", type=click.IntRange(1), help="Runs of an episode that infrastructure fails.  [default: 3]"
+)
 @click.option(
     "--max-failure-rate", type=click.FloatRange(0, 1), default=0.05, show_default=True,
     help="Exit with 1 if infrastructure lost a larger share.",
@@ -104,7 +108,6 @@ def _new(options: Mapping[str, Any]) -> Evaluation:
     """A new evaluation: what was typed over what ``--like`` names over the defaults."""
     from agentgym.evaluation.run import EvaluationConfig
     from agentgym.policies.base import Sampling
-    from agentgym.registry import resolve
     from agentgym.rollout.engine import RolloutConfig
     from agentgym.wrappers.stack import EnvConfig
 
@@ -114,23 +117,21 @@ def _new(options: Mapping[str, Any]) -> Evaluation:
     if options["policy"] is None:
         raise click.UsageError("name a policy: --policy expert, random, or a model")
     kwargs = {**stack.get("kwargs", {}), **key_values(options["env_options"])}
-    id = options["id"] or stack["id"]
-    id = id if ":" in id and not id.startswith("agentgym:") else resolve(id)
-    env = EnvConfig(**{**stack, **given(dict(options), STACK_FIELDS), "id": id, "kwargs": kwargs})
+    id = _full(options["id"]) if options["id"] else stack["id"]
+    env = EnvConfig(**{**stack, **given(options, STACK_FIELDS), "id": id, "kwargs": kwargs})
     samples = options["samples"] or 1
     sampling = {
         "max_tokens": MAX_TOKENS,
         **rollout.pop("sampling", {}),
         "temperature": 0.0 if samples == 1 else 1.0,
-        **given(dict(options), SAMPLING_FIELDS),
+        **given(options, SAMPLING_FIELDS),
     }
     rollout = {
-        "system": "" if env.parser == "plain" else env.instructions(),
         **rollout,
-        **given(dict(options), (*ROLLOUT_FIELDS, "deterministic")),
+        **given(options, (*ROLLOUT_FIELDS, "deterministic")),
         "sampling": Sampling(**sampling),
     }
-    config = EvaluationConfig(**given(dict(options), EVALUATION_FIELDS), rollout=RolloutConfig(**rollout))
+    config = EvaluationConfig(**given(options, EVALUATION_FIELDS), rollout=RolloutConfig(**rollout))
     out = options["out"] or _free_folder()
     return Evaluation(env, options["policy"], config, out, key_values(options["policy_pairs"]))
 
@@ -141,26 +142,16 @@ def _resumed(options: Mapping[str, Any]) -> Evaluation:
     from agentgym.evaluation.run import EvaluationConfig
     from agentgym.wrappers.stack import EnvConfig
 
-    fixed = (
-        "id",
-        "policy",
-        "out",
-        "like",
-        "deterministic",
-        *EVALUATION_FIELDS,
-        *STACK_FIELDS,
-        *SAMPLING_FIELDS,
-    )
-    typed = given(dict(options), (*fixed, "layout", "system"))
-    if typed:
-        names = ", ".join("ID" if name == "id" else "--" + name.replace("_", "-") for name in typed)
-        raise click.UsageError(f"--resume takes everything from the run; it goes without {names}")
     out = options["resume"]
     header = journal.header(out)
     if header.get("kind") != "eval":
         raise UsageError(f"the run in {out} is no evaluation", hint=f"agentgym train --resume {out}?")
     env = EnvConfig.from_json(header["env"])
     kwargs = {**env.kwargs, **key_values(options["env_options"])}
+    # What was typed again must agree with the run; evaluate() compares.
+    env = replace(env, kwargs=kwargs, **given(options, STACK_FIELDS))
+    if options["id"]:
+        env = replace(env, id=_full(options["id"]))
     chosen = {**header.get("policy_options", {}), **key_values(options["policy_pairs"])}
     for option, values in (("--env", kwargs), ("--policy-option", chosen)):
         for key in (k for k, v in values.items() if v == MASK):
@@ -168,9 +159,21 @@ def _resumed(options: Mapping[str, Any]) -> Evaluation:
                 f"{key} is a secret and was not saved with the run", hint=f"add {option} {key}=…"
             )
     config = EvaluationConfig.from_json(header["evaluation"])
-    if options["concurrency"]:
-        config = replace(config, rollout=replace(config.rollout, concurrency=options["concurrency"]))
-    return Evaluation(replace(env, kwargs=kwargs), header["policy"], config, out, chosen, resume=True)
+    rollout = replace(
+        config.rollout,
+        sampling=replace(config.rollout.sampling, **given(options, SAMPLING_FIELDS)),
+        **given(options, (*ROLLOUT_FIELDS, "deterministic")),
+    )
+    config = replace(config, rollout=rollout, **given(options, EVALUATION_FIELDS))
+    policy = options["policy"] or header["policy"]
+    return Evaluation(env, policy, config, out, chosen, resume=True)
+
+
+def _full(id: str) -> str:
+    """``id`` as reports give it, the namespace included; an import path stays."""
+    from agentgym.registry import resolve
+
+    return id if ":" in id and not id.startswith("agentgym:") else resolve(id)
 
 
 def _like(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

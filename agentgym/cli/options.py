@@ -6,7 +6,7 @@ what a run's config says, and that over the defaults.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -26,11 +26,18 @@ _STACK = [
     ),
     click.option("--parser", metavar="NAME", help="How actions are read: plain, tags, hermes, llama."),
     click.option("--history", type=int, help="Earlier turns shown in front of every observation."),
+    click.option(
+        "--history-observations/--history-actions",
+        default=None,
+        help="Show earlier observations, or actions alone.",
+    ),
     click.option("--list-actions", is_flag=True, default=None, help="Append the admissible actions."),
     click.option("--max-turns", type=int, help="Turns after which an episode is truncated."),
     click.option("--max-observation-chars", type=int, help="Cut observations to this many characters."),
 ]
-STACK_FIELDS = ("parser", "history", "list_actions", "max_turns", "max_observation_chars")
+STACK_FIELDS = (
+    "parser", "history", "history_observations", "list_actions", "max_turns", "max_observation_chars",
+)  # fmt: skip
 
 
 def stack_options(function: F) -> F:
@@ -59,6 +66,6 @@ def key_values(pairs: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def given(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def given(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Those of ``options`` called ``names`` that a person typed."""
     return {name: options[name] for name in names if options.get(name) is not None}

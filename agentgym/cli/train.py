@@ -83,7 +83,7 @@ def command(
         model = launch.launch(algorithm, config, folder, resume=resume is not None, progress=watch)
     click.echo(f"model:    {model}")
     click.echo(f"episodes: agentgym view {folder}")
-    click.echo(f"evaluate: agentgym eval {config.env.id} --policy {model}")
+    click.echo(f"evaluate: agentgym eval --like {folder} --policy {model}")
 
 
 class Watch:

@@ -253,7 +253,7 @@ def _percent(interval: Interval | None) -> str:
     if interval is None:
         return "-"
     mean, low, high = (100 * value for value in interval)
-    return f"{mean:.1f} %  (95 % interval {low:.1f} to {high:.1f} %)"
+    return f"{mean:.1f} % (95 % interval {low:.1f} to {high:.1f} %)"
 
 
 def _number(value: float | None) -> str:

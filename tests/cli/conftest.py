@@ -109,6 +109,11 @@ class Terminal:
         """Press keys."""
         os.write(self._fd, keys.encode())
 
+    def alive(self) -> bool:
+        """Whether it runs."""
+        look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return self.code is None and os.waitid(os.P_PID, self.pid, look) is None
+
     def wait(self) -> int:
         """The exit code, once the command has ended; what it wrote till then stays to be waited for."""
         while self._read():
