@@ -17,7 +17,7 @@ install:  ## create .venv and install AgentGym into it; seconds when nothing cha
 	@$(PYTHON) scripts/install.py
 
 demo: install  ## train a small language model on a text game: at most ten minutes on two cores
-	@$(BIN)/python examples/demo.py
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py
 
 test: install  ## the tests, but the slow ones
 	@$(PYTHON) scripts/install.py system

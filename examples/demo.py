@@ -1,15 +1,18 @@
-"""A real language model gets better at real text games.
+"""A real language model gets better at real text games, by AgentGym's own commands.
 
 SmolLM2-135M-Instruct plays TextWorld's coin collector: untouched, after behaviour cloning that is stopped
-early, and after GRPO, each time on the same 100 games that no training saw. Run it with ``make demo``.
+early, and after GRPO, each time on the same 100 games that no training saw. ``make demo`` runs it. Every
+command is printed before it runs; each is a process of its own, so each can be tried alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import resource
+import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,128 +20,100 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from agentgym.cli.train import Watch
-from agentgym.evaluation.report import Report
-from agentgym.evaluation.run import EvaluationConfig, evaluate
-from agentgym.policies import models
-from agentgym.policies.transformers import TransformersPolicy
-from agentgym.registry import base, make
-from agentgym.trainers import launch
-
-SETTINGS = Path(__file__).with_name("demo.toml")
-TEST_GAMES = 100
+ENV = "agentgym/TextWorld-CoinCollector-v0"
+LEVEL = 4
+GAMES = {"train": 60, "valid": 24, "test": 100}
+HERE = Path(__file__).parent
 console = Console(stderr=True)
 
 
 def main() -> None:
+    """Prepare, then learn and measure against the clock."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the GRPO phase"
-    )
     arguments = parser.parse_args()
-    out, seed = arguments.out, [f"seed={arguments.seed}"]
-    prepared = time.monotonic()
-    with console.status("SmolLM2-135M-Instruct: download and conversion, once"):
-        untouched = models.resolve("SmolLM2-135M-Instruct")
-    _, cloning = launch.resolve("cloning", [SETTINGS.with_name("demo-cloning.toml")], seed)
-    _, grpo = launch.resolve(
-        "grpo", [SETTINGS], [f"model={out / 'cloning' / 'model'}", *seed, *arguments.set]
-    )
-    make_games(cloning, grpo)
-    console.print(f"Everything is at hand after {time.monotonic() - prepared:.0f} s. Now the clock runs.")
+    out, seed = arguments.out, f"seed={arguments.seed}"
+    started = time.monotonic()
+    model = prepare(arguments.seed)
+    console.print(f"model and games are at hand after {time.monotonic() - started:.0f} s")
 
     started = time.monotonic()
-    reports: dict[str, Report] = {}
-    reports["untouched"] = play(str(untouched), grpo, out / "eval-untouched")
-    cloned = learn("cloning", cloning, out / "cloning")
-    reports["after cloning, stopped early"] = play(str(cloned), grpo, out / "eval-cloned")
-    trained = learn("grpo", grpo, out / "grpo")
-    reports["after GRPO"] = play(str(trained), grpo, out / "eval-grpo")
-    tell(reports, out, time.monotonic() - started)
+    cloning, grpo = out / "cloning", out / "grpo"
+    stages = {"untouched": out / "eval-untouched", "cloned, stopped early": out / "eval-cloned"}
+    stages["after GRPO"] = out / "eval-grpo"
+    untouched, cloned, trained = stages.values()
+    test = ["eval", "--split", "test", "--episodes", str(GAMES["test"]), "--concurrency", "48"]
+    prompt = "--layout turn --history 4 --history-actions --list-actions --max-turns 6 --max-tokens 8".split()
+    prompt += ["--system", "You play a text game. Answer with one action from the list."]
+
+    agentgym(*test, ENV, "--env", f"level={LEVEL}", *prompt, "--policy", model, "--out", untouched)
+    settings = ["--config", HERE / "demo-cloning.toml", f"model={model}", seed]
+    agentgym("train", "cloning", *settings, "--out", cloning)
+    agentgym(*test, "--like", untouched, "--policy", cloning / "model", "--out", cloned)
+    settings = ["--config", HERE / "demo.toml", f"model={cloning / 'model'}", seed]
+    agentgym("train", "grpo", *settings, "--out", grpo)
+    agentgym(*test, "--like", untouched, "--policy", grpo / "model", "--out", trained, "--against", cloned)
+    tell(stages, out, time.monotonic() - started)
 
 
-def make_games(*configs) -> None:
-    """Generate every game that the demo plays, in parallel; the cache keeps them."""
+def prepare(seed: int) -> str:
+    """Fetch and convert the model, and generate every game that will be played; both are cached."""
     from agentgym.environments.text.textworld_games import generate
+    from agentgym.policies import models
+    from agentgym.registry import base, make
 
-    section = configs[0].env
-    env = make(section.id, **section.kwargs)
+    name = "SmolLM2-135M-Instruct"
+    with console.status(f"{name}: download and conversion, once"):
+        models.resolve(name)
+    env = make(ENV, level=LEVEL)
     family = base(env)
+    drawn = {split: family.tasks(split).sample(GAMES[split], seed) for split in ("valid",)}
+    drawn["test"] = family.tasks("test").sample(GAMES["test"], 0)
     wanted = [
-        *family.tasks("train")[: max(c.env.tasks for c in configs)],
-        *(
-            family.find_task(t)
-            for t in family.tasks("valid").sample(configs[0].evaluation.episodes, configs[0].seed)
-        ),
-        *(family.find_task(t) for t in family.tasks("test").sample(TEST_GAMES, 0)),
+        *family.tasks("train")[: GAMES["train"]],
+        *map(family.find_task, drawn["valid"] + drawn["test"]),
     ]
     env.close()
     columns = (TextColumn("making games"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=len(wanted))
         generate(wanted, processes=2, progress=lambda done, _: bar.update(task, completed=done))
+    return name
 
 
-def play(model: str, config, out: Path) -> Report:
-    """Success on the test games, greedy."""
-    policy = TransformersPolicy(model, max_batch=config.rollout.concurrency)
-    columns = (
-        TextColumn(f"playing {TEST_GAMES} unseen games"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
+def agentgym(*words: str | Path) -> None:
+    """Run one command of AgentGym; leave with its exit code if it fails."""
+    command = [str(word) for word in words]
+    console.print(f"\n$ agentgym {shlex.join(command)}", style="bold", markup=False, highlight=False)
     try:
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=TEST_GAMES)
-            report = evaluate(
-                config.env.stack(),
-                policy,
-                EvaluationConfig("test", TEST_GAMES, rollout=config.rollout.engine(0, temperature=0.0)),
-                out=out,
-                on_episode=lambda _: bar.advance(task),
-            )
-    finally:
-        asyncio.run(policy.aclose())
-    low, high = interval(report)
-    console.print(f"{out.name}: success {report.success.mean:.0%}, 95 % interval {low:.0%} to {high:.0%}")
-    return report
+        done = subprocess.run([sys.executable, "-m", "agentgym.cli", *command], check=False)
+    except KeyboardInterrupt:  # the command has said what resumes it
+        sys.exit(130)
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
-def learn(name: str, config, out: Path) -> Path:
-    """One training run; the folder of its model."""
-    algorithm, _ = launch.resolve(name, [], [f"env={config.env.id}", f"model={config.model.name}"])
-    with Watch(config.steps, str(out)) as watch:
-        return launch.launch(algorithm, config, out, progress=watch)
-
-
-def interval(report: Report) -> tuple[float, float]:
-    """The 95 % interval of the success rate."""
-    assert report.success is not None
-    return report.success.low, report.success.high
-
-
-def tell(reports: dict[str, Report], out: Path, seconds: float) -> None:
+def tell(stages: dict[str, Path], out: Path, seconds: float) -> None:
     """The result, on the terminal and in ``report.md``."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    table = Table(title="SmolLM2-135M-Instruct on 100 unseen TextWorld games", title_justify="left")
-    for column in ("model", "success", "95 % interval", "turns"):
+    table = Table(title=f"SmolLM2-135M-Instruct, {GAMES['test']} unseen games", title_justify="left")
+    columns = ("model", "success", "95 % interval", "turns")
+    for column in columns:
         table.add_column(column)
-    lines = ["# Demo", "", "| model | success | 95 % interval | turns |", "|---|---|---|---|"]
-    for name, report in reports.items():
-        low, high = interval(report)
-        row = (name, f"{report.success.mean:.0%}", f"{low:.0%} to {high:.0%}", f"{report.turns:.1f}")
+    lines = ["# Demo", "", f"| {' | '.join(columns)} |", "|---|---|---|---|"]
+    for name, folder in stages.items():
+        report = json.loads((folder / "report.json").read_text())
+        low, high = report["success"]["ci95"]
+        success, turns = report["success"]["mean"], report["turns"]["mean"]
+        row = (name, f"{success:.0%}", f"{low:.0%} to {high:.0%}", f"{turns:.1f}")
         table.add_row(*row)
         lines.append(f"| {' | '.join(row)} |")
-    told = f"{seconds:.0f} s of evaluation and training, {peak:.1f} GiB at the peak"
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    told = f"{seconds:.0f} s of training and evaluation, {peak:.1f} GiB at the peak"
     (out / "report.md").write_text("\n".join([*lines, "", told, ""]))
-    (out / "report.json").write_text(json.dumps({k: r.to_json() for k, r in reports.items()}, indent=2))
     console.print(table)
-    console.print(
-        f"{told}\nreport:   {out / 'report.md'}\nepisodes: .venv/bin/agentgym view {out / 'eval-grpo'}"
-    )
+    console.print(told)
+    console.print(f"report:   {out / 'report.md'}\nepisodes: .venv/bin/agentgym view {stages['after GRPO']}")
 
 
 if __name__ == "__main__":
