@@ -44,7 +44,8 @@ def main() -> None:
     stages["after GRPO"] = out / "eval-grpo"
     untouched, cloned, trained = stages.values()
     test = ["eval", "--split", "test", "--episodes", str(GAMES["test"]), "--concurrency", "48"]
-    prompt = "--layout turn --history 4 --history-actions --list-actions --max-turns 6 --max-tokens 8".split()
+    prompt = ["--layout", "turn", "--history", "4", "--history-actions", "--list-actions"]
+    prompt += ["--max-turns", "6", "--max-tokens", "8"]
     prompt += ["--system", "You play a text game. Answer with one action from the list."]
 
     agentgym(*test, ENV, "--env", f"level={LEVEL}", *prompt, "--policy", model, "--out", untouched)
@@ -68,12 +69,11 @@ def prepare(seed: int) -> str:
         models.resolve(name)
     env = make(ENV, level=LEVEL)
     family = base(env)
-    drawn = {split: family.tasks(split).sample(GAMES[split], seed) for split in ("valid",)}
-    drawn["test"] = family.tasks("test").sample(GAMES["test"], 0)
-    wanted = [
-        *family.tasks("train")[: GAMES["train"]],
-        *map(family.find_task, drawn["valid"] + drawn["test"]),
+    drawn = [
+        *family.tasks("valid").sample(GAMES["valid"], seed),
+        *family.tasks("test").sample(GAMES["test"], 0),
     ]
+    wanted = [*family.tasks("train")[: GAMES["train"]], *map(family.find_task, drawn)]
     env.close()
     columns = (TextColumn("making games"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
