@@ -101,6 +101,7 @@ class Watch:
         self._title, self._rows = title, rows
         self._lines: list[list[str]] = []
         self._phase, self._phase_since = "starting", time.monotonic()
+        self._told: set[str] = set()
         self._episodes = self._turns = self._tokens = 0
         self._step_since = time.monotonic()
         self._bar = Progress(
@@ -123,7 +124,9 @@ class Watch:
     def phase(self, text: str) -> None:
         """What is being done now."""
         self._phase, self._phase_since = text, time.monotonic()
-        if not self._console.is_terminal:
+        # Without a terminal each is told once: a log does not need two lines a step.
+        if not self._console.is_terminal and text not in self._told:
+            self._told.add(text)
             self._console.print(Text(text))
 
     def turn(self, trajectory: Trajectory) -> None:
