@@ -73,7 +73,11 @@ class Pager:
 
     def run(self) -> None:
         """Until the person quits."""
-        with _keyboard(sys.stdin.fileno()) as keys, self._console.screen():
+        with (
+            _keyboard(sys.stdin.fileno()) as keys,
+            self._console.screen(),
+            contextlib.suppress(KeyboardInterrupt),
+        ):
             shown: object = None
             while True:
                 state = (self._row, self._open, self._tokens, self._top, self._message, self._console.size)
@@ -208,25 +212,22 @@ class Pager:
 
 @contextlib.contextmanager
 def _keyboard(terminal: int) -> Iterator[Keys]:
-    """Keys one at a time, unechoed. Ctrl-C quits."""
+    """Keys one at a time, unechoed."""
     before = termios.tcgetattr(terminal)
     waiting: list[str] = []
 
     def read(seconds: float | None) -> str:
         """The next key's name, or an empty string after ``seconds``."""
         if not waiting:
-            try:
-                if not select.select([terminal], [], [], seconds)[0]:
-                    return ""
-                data = os.read(terminal, 1024)
-                # An arrow's bytes may come apart; a lone Escape has nothing behind it.
-                while (
-                    data.endswith((b"\x1b", b"\x1b[", b"\x1bO"))
-                    and select.select([terminal], [], [], _ESCAPE_SECONDS)[0]
-                ):
-                    data += os.read(terminal, 1024)
-            except KeyboardInterrupt:
-                return "q"
+            if not select.select([terminal], [], [], seconds)[0]:
+                return ""
+            data = os.read(terminal, 1024)
+            # An arrow's bytes may come apart; a lone Escape has nothing behind it.
+            while (
+                data.endswith((b"\x1b", b"\x1b[", b"\x1bO"))
+                and select.select([terminal], [], [], _ESCAPE_SECONDS)[0]
+            ):
+                data += os.read(terminal, 1024)
             if not data:  # the terminal is gone
                 return "q"
             for key in _SEQUENCE.findall(data):

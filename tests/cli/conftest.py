@@ -93,7 +93,7 @@ class Terminal:
             os.environ.update(TERM="xterm-256color", PYTHONWARNINGS="ignore")
             os.environ.pop("COLUMNS")
             os.execv(COMMAND[0], [*COMMAND, *(str(argument) for argument in arguments)])
-        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        self.resize(30, 100)
         self._seen = ""
         self.code: int | None = None
 
@@ -108,6 +108,10 @@ class Terminal:
     def type(self, keys: str) -> None:
         """Press keys."""
         os.write(self._fd, keys.encode())
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the window's size."""
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def alive(self) -> bool:
         """Whether it runs."""
