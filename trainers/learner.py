@@ -247,8 +247,8 @@ class Learner:
 def _require_plain_head(model: Any) -> None:
     head: Any = model.get_output_embeddings()
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    plain = isinstance(head, nn.Linear) and head.bias is None and not hasattr(head, "base_layer")
-    if not plain or softcap:
+    bare = getattr(head, "bias", None) is None and not hasattr(head, "base_layer")
+    if not (isinstance(head, nn.Linear) and bare) or softcap:
         raise UsageError(
             f"log-probs need an output layer that is one matrix, and {type(model).__name__}'s is "
             f"{'soft-capped' if softcap else head}",
