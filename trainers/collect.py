@@ -76,17 +76,22 @@ async def collect(
     """Run ``episodes``; turns that an interrupted run recorded are not sampled again.
 
     In deterministic mode a collection is taken up whole or not at all: only then are its batches the
-    uninterrupted run's.
+    uninterrupted run's. Recorded failures stand, as the run went on without them, unless they are so many
+    that they stopped it: then they are tried again.
 
     Raises:
         EnvironmentFailed: More than ``max_failure_rate`` of them failed by infrastructure.
     """
-    mine = {e.id: restored[e.id] for e in episodes if e.id in restored}
+    recorded = {e.id: restored[e.id] for e in episodes if e.id in restored}
+    lost = {id for id, t in recorded.items() if t.outcome is not None and not t.valid}
+    if len(lost) <= max_failure_rate * len(episodes):
+        lost = set()
+    mine = {id: t for id, t in recorded.items() if id not in lost}
     if engine.config.deterministic and not (
         len(mine) == len(episodes) and all(t.outcome is not None for t in mine.values())
     ):
-        episodes = [replace(e, attempt=mine[e.id].attempt + 1) if e.id in mine else e for e in episodes]
-        mine = {}
+        mine, lost = {}, set(recorded)
+    episodes = [replace(e, attempt=recorded[e.id].attempt + 1) if e.id in lost else e for e in episodes]
     trajectories = await engine.collect(episodes, restored=mine)
     failed = [t for t in trajectories if not t.valid]
     if len(failed) > max_failure_rate * len(trajectories):

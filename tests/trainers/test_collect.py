@@ -14,7 +14,7 @@ from agentgym.errors import EnvironmentFailed, UsageError
 from agentgym.outcome import Outcome
 from agentgym.policies import make_policy
 from agentgym.policies.base import PolicyContext
-from agentgym.rollout.engine import Episode, RolloutEngine
+from agentgym.rollout.engine import Episode, RolloutConfig, RolloutEngine
 from agentgym.testing import EchoEnv
 from agentgym.trainers.collect import Collection, TaskOrder, collect, environment_metrics, plan
 from agentgym.wrappers.stack import EnvConfig
@@ -57,6 +57,32 @@ def test_too_many_failures_stop_the_run(limit: float, stops: bool) -> None:
         assert "max_failure_rate" in caught.value.hint
     else:
         assert [t.valid for t in asyncio.run(go())] == [True, False]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(("limit", "again"), [(0.4, True), (0.5, False)])
+def test_failures_that_stopped_a_run_are_tried_again(
+    make_trajectory: Callable[..., Any], deterministic: bool, limit: float, again: bool
+) -> None:
+    async def go() -> Any:
+        env = EnvConfig("agentgym.testing:EchoEnv")
+        policy = make_policy("expert", PolicyContext(env.id))
+        engine = RolloutEngine(env, policy, RolloutConfig(deterministic=deterministic))
+        try:
+            return await collect(engine, episodes, restored, max_failure_rate=limit)
+        finally:
+            await engine.aclose()
+            await policy.aclose()
+
+    episodes = [Episode(id, "echo-train-0") for id in ("a", "b")]
+    restored = {
+        "a": make_trajectory("a"),
+        "b": make_trajectory("b", outcome=Outcome.infra_failed("environment")),
+    }
+    first, second = asyncio.run(go())
+    assert second.valid == again and second.attempt == int(again)
+    # In deterministic mode the whole collection is sampled anew.
+    assert (first is restored["a"]) == (not (again and deterministic))
 
 
 def test_a_failure_is_in_no_statistic(make_trajectory: Callable[..., Any]) -> None:
