@@ -58,3 +58,14 @@ def test_a_write_replaces_the_whole_file_or_nothing(tmp_path: Path) -> None:
         raise KeyError
     assert target.read_text() == "one"
     assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_written_file_has_the_mode_of_any_other(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with paths.atomic_write(tmp_path / "file") as temporary:
+            temporary.write_text("shared")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode

@@ -115,7 +115,7 @@ Play = Callable[..., list[Trajectory]]
 
 @pytest.fixture
 def play() -> Play:
-    """Runs episodes to their ends: ``play(config, policy, episodes, journal=None, restored=None, **rollout)``."""
+    """Runs episodes to the end: ``play(env, policy, episodes, journal=None, restored=None, **rollout)``."""
 
     def run(
         env: EnvConfig,

@@ -162,7 +162,7 @@ def test_a_cancelled_lease_ends_its_process(wild: str) -> None:
                 await handle.step("hang", 60)
 
         task = asyncio.create_task(episode())
-        while not pids:
+        while not pids:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -176,7 +176,7 @@ def test_a_cancelled_lease_ends_its_process(wild: str) -> None:
 def test_a_dead_worker_is_told_from_a_slow_one_and_replaced(wild: str, how: str) -> None:
     async def run() -> None:
         pool = EnvPool(EnvConfig(CRASH if how == "itself" else f"{wild}:Wild", worker="process"), 1)
-        with pytest.raises(EnvironmentFailed, match="died during step .exit code (13|-9)"):
+        with pytest.raises(EnvironmentFailed, match=r"died during step .exit code (13|-9)"):
             async with pool.lease() as handle:
                 await handle.reset(0, None, 60)
                 if how == "from outside":
@@ -206,7 +206,7 @@ def test_hung_threads_are_counted_and_capped_and_forgotten_when_they_end(
         with pytest.raises(EnvironmentFailed, match='worker="process"'):
             async with pool.lease():
                 pass
-        while pool.abandoned:
+        while pool.abandoned:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         async with pool.lease() as handle:
             await handle.reset(0, None, 60)
