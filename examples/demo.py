@@ -22,7 +22,7 @@ from rich.table import Table
 
 ENV = "agentgym/TextWorld-CoinCollector-v0"
 LEVEL = 4
-GAMES = {"train": 60, "valid": 24, "test": 100}
+GAMES = {"train": 60, "valid": 32, "test": 100}
 HERE = Path(__file__).parent
 console = Console(stderr=True)
 
