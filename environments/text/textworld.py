@@ -255,7 +255,7 @@ class CoinCollector(TextWorld):
 
 
 class TreasureHunter(TextWorld):
-    """Find one object and leave the other alone: taking the wrong one loses (Chevalier-Boisvert, 2017).
+    """Find one object and leave the other alone: taking the wrong one loses (Parisotto and Salakhutdinov, 2017).
 
     Args:
         level: 1-10: 5 rooms, no doors, plans of 1-5 steps; 11-20: 10 rooms with closed doors and containers,
@@ -394,7 +394,8 @@ class Custom(TextWorld):
             ``quest_length`` override its parts.
         rooms: Rooms.
         objects: Objects, doors not counted; the quest may need more.
-        quest_length: Steps of the quest.
+        quest_length: Steps of the quest, about: a detour may lengthen it. Worlds of ten rooms and more take
+            10-60 s to make, and a long quest in a large one may not be found in time.
         goal: ``detailed`` tells each step of the quest, ``brief`` its last one.
         reward: As :class:`TextWorld`.
         info_actions: As :class:`TextWorld`.
@@ -423,8 +424,8 @@ class Custom(TextWorld):
                 f"world {world!r} cannot be read", hint="write w2-o3-q4: 2 rooms, 3 objects, 4 steps"
             )
         w, o, q = (int(part) for part in parts.groups())
-        self._rooms = _between("rooms", w if rooms is None else rooms, 1, 50)
-        self._objects = _between("objects", o if objects is None else objects, 1, 100)
+        self._rooms = _between("rooms", w if rooms is None else rooms, 1, 30)
+        self._objects = _between("objects", o if objects is None else objects, 1, 50)
         self._quest_length = _between("quest_length", q if quest_length is None else quest_length, 1, 20)
         self._goal = _one_of("goal", goal, ("detailed", "brief"))
         super().__init__(

@@ -356,7 +356,9 @@ class _Generator:
             requests.write(json.dumps(request).encode() + b"\n")
             requests.flush()
             if not wait([replies.fileno()], GENERATION_SECONDS):
-                raise DeadlineExceeded(f"making {recipe}", GENERATION_SECONDS)
+                late = DeadlineExceeded(f"making {recipe}", GENERATION_SECONDS)
+                late.hint = "ask for a smaller world or a shorter quest"
+                raise late
             reply = replies.readline()
         except (OSError, ValueError) as error:
             raise self._died(recipe) from error
