@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from agentgym.conversation import Conversation, Layout, Renderer
+from agentgym.messages import Role
 from agentgym.policies.base import Completion
 from agentgym.trajectory import Segment, Trajectory
 
@@ -131,11 +132,17 @@ def micro_batches(chosen: Sequence[Row], token_budget: int) -> Iterator[list[Row
 
 
 def tokenize(
-    trajectory: Trajectory, renderer: Renderer, *, system: str = "", layout: Layout = "chat"
+    trajectory: Trajectory,
+    renderer: Renderer,
+    *,
+    system: str = "",
+    layout: Layout = "chat",
+    role: Role = "user",
 ) -> Trajectory:
     """Token segments for a trajectory whose policy spoke text (an expert's, a person's).
 
     The completions are encoded once, followed by the end of turn; nothing here was ever sampled as tokens.
+    ``system``, ``layout`` and ``role`` are the engine's, so that prompts are those that a rollout reads.
 
     Returns:
         A new trajectory with the same turns, their spans filled in; log-probs are 0.
@@ -143,7 +150,7 @@ def tokenize(
     conversation = Conversation(renderer, system=system, instruction=trajectory.instruction, layout=layout)
     turns = []
     for turn in trajectory.turns:
-        conversation.read(turn.observation)
+        conversation.read(turn.observation, role=role)
         ids = tuple(renderer.encode(turn.completion + renderer.end_of_turn))
         segment, span = conversation.complete(Completion(turn.completion, ids, (0.0,) * len(ids)))
         turns.append(replace(turn, segment=segment, span=span))

@@ -89,7 +89,8 @@ async def demonstrations(config: CloningConfig, run: Run) -> list[Row]:
         )
     renderer = run.policy.renderer
     assert renderer is not None
-    examples = rows([tokenize(t, renderer, system=engine.system, layout=config.rollout.layout) for t in won])
+    layout, role = config.rollout.layout, stack.observation_role
+    examples = rows([tokenize(t, renderer, system=engine.system, layout=layout, role=role) for t in won])
     run.progress.phase(
         f"{len(won)} of {len(trajectories)} expert episodes won, {len(examples)} rows "
         f"in {time.perf_counter() - started:.0f} s"

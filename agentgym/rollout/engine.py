@@ -19,7 +19,6 @@ from typing import Any
 from agentgym.conversation import Conversation, Layout, Renderer
 from agentgym.errors import ContextExceeded, InfrastructureError, PolicyFailed, StorageFailed
 from agentgym.journal import Journal
-from agentgym.messages import Role
 from agentgym.outcome import TRUNCATION_REASONS, Outcome
 from agentgym.policies.base import Completion, Policy, Request, Sampling, TurnView
 from agentgym.rollout.host import Reply
@@ -247,7 +246,7 @@ class _Live:
         )
         self._conversation: Conversation | None = None
         self._actions: list[str] = []
-        self._role: Role = "tool" if engine.env.parser in ("hermes", "llama") else "user"
+        self._role = engine.env.observation_role
 
     async def play(self, handle: Handle, earlier: Trajectory | None) -> None:
         reply = await self._start(handle)

@@ -27,6 +27,7 @@ from agentgym import plugins, registry, spaces
 from agentgym.actions import Parser, make_parser
 from agentgym.env import Worker
 from agentgym.errors import ConfigError, MissingDependency, UnknownName
+from agentgym.messages import Role
 from agentgym.wrappers.format import ActionFormat
 from agentgym.wrappers.limits import TimeLimit
 from agentgym.wrappers.observations import ListActions, ObservationHistory, TruncateObservation
@@ -98,6 +99,11 @@ class EnvConfig:
             return self.worker
         declared: Worker = getattr(_class_of(self.id), "worker", "thread")
         return declared
+
+    @property
+    def observation_role(self) -> Role:
+        """Who says an observation that answers an action: a tool, where actions are tool calls."""
+        return "tool" if self.parser in ("hermes", "llama") else "user"
 
     def instructions(self) -> str:
         """How a policy has to answer, for a system message."""

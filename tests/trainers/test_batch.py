@@ -13,8 +13,10 @@ torch = pytest.importorskip("torch")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from agentgym.conversation import Conversation  # noqa: E402
 from agentgym.messages import TextPart  # noqa: E402
 from agentgym.outcome import Outcome  # noqa: E402
+from agentgym.policies.base import Completion  # noqa: E402
 from agentgym.trainers.batch import Row, collate, micro_batches, rows, tokenize  # noqa: E402
 from agentgym.trajectory import Segment, Trajectory, Turn  # noqa: E402
 
@@ -83,3 +85,20 @@ def test_an_expert_s_words_become_what_the_policy_would_have_read(tiny_model: Pa
         assert renderer.decode(ids[:start]).startswith("<|im_start|>system\nBe brief.")
         assert renderer.decode(ids[:start]).endswith(f"Say {word}.<|im_end|>\n<|im_start|>assistant\n")
     assert spoken.segments == []
+
+
+def test_an_observation_has_the_role_that_the_engine_gives_it(tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from agentgym.policies.templates import HuggingFaceRenderer
+
+    renderer = HuggingFaceRenderer(AutoTokenizer.from_pretrained(tiny_model))
+    turns = [Turn(i, 0, (0, 0), (TextPart(f"Say {w}."),), w, w, 0.0) for i, w in enumerate(("one", "two"))]
+    spoken = Trajectory("x", "e", "t", turns=turns, outcome=Outcome.completed())
+    (segment,) = tokenize(spoken, renderer, role="tool").segments
+    conversation = Conversation(renderer)
+    conversation.read(turns[0].observation, role="tool")
+    ids = tuple(renderer.encode("one" + renderer.end_of_turn))
+    conversation.complete(Completion("one", ids, (0.0,) * len(ids)))
+    prompt = conversation.read(turns[1].observation, role="tool")
+    assert tuple(segment.token_ids[: len(prompt)]) == prompt
