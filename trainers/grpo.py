@@ -35,6 +35,7 @@ from agentgym.trainers.run import Algorithm, Run
 from agentgym.trajectory import Trajectory
 
 Estimator = Literal["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++-baseline"]
+_SEEN_MEANS = {"approx_kl", "kl_ref", "ratio_mean", "weight_mean"}
 
 
 class OverlongSection(Config):
@@ -253,7 +254,11 @@ def make_loss(
     def seen() -> dict[str, float]:
         trainer, engine = (torch.cat(side) for side in zip(*pairs, strict=True))
         everything = torch.ones_like(trainer, dtype=torch.bool)
-        return combine_metrics(shares) | mismatch_metrics(trainer, engine, everything)
+        metrics = combine_metrics(shares)
+        # Rows that were not computed are in the denominators, but no mean over tokens has seen them.
+        for name in _SEEN_MEANS & metrics.keys():
+            metrics[name] *= denominators.tokens / len(trainer)
+        return metrics | mismatch_metrics(trainer, engine, everything)
 
     return loss, seen
 

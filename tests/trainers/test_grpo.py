@@ -105,6 +105,16 @@ def test_equal_rewards_change_nothing(with_run: Make, make_trajectory: Make, tmp
     assert metrics["groups_all_equal_frac"] == 1 and not moved(before, after)
 
 
+def test_skipped_rows_dilute_no_mean(
+    with_run: Make, make_trajectory: Make, groups: list[Trajectory], tmp_path: Path
+) -> None:
+    equal = [make_trajectory(f"e{i}", group=9, reward=1.0) for i in range(2)]
+    metrics, _, _ = updated(with_run, tmp_path / "r", [*groups, *equal], "correction.rule=truncate")
+    live, _, _ = updated(with_run, tmp_path / "s", groups, "correction.rule=truncate")
+    assert metrics["rows_skipped"] >= 2 and metrics["ratio_mean"] == pytest.approx(1)
+    assert metrics["weight_mean"] == pytest.approx(live["weight_mean"])
+
+
 @pytest.mark.parametrize("estimator", ["grpo", "dr_grpo"])
 def test_one_member_has_no_advantage(
     with_run: Make, make_trajectory: Make, tmp_path: Path, estimator: str
