@@ -8,6 +8,7 @@ run in collections of ``concurrency``, and an unfinished one starts again, so ev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import time
@@ -172,11 +173,14 @@ async def aevaluate(
         for _ in range(config.attempts):
             waiting = [_next(e, latest, unended) for e in episodes if e.id not in verdicts]
             for start in range(0, len(waiting), together):
-                async for trajectory in engine.stream(waiting[start : start + together], restored=unended):
-                    latest[trajectory.id] = trajectory
-                    if trajectory.valid:
-                        verdicts[trajectory.id] = trajectory
-                        on_episode(trajectory)
+                stream = engine.stream(waiting[start : start + together], restored=unended)
+                # An error here ends the episodes in flight before their journal is closed.
+                async with contextlib.aclosing(stream) as ended:
+                    async for trajectory in ended:
+                        latest[trajectory.id] = trajectory
+                        if trajectory.valid:
+                            verdicts[trajectory.id] = trajectory
+                            on_episode(trajectory)
             unended = {}
     finally:
         await engine.aclose()

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,7 +126,7 @@ class RolloutEngine:
 
     async def stream(
         self, episodes: Sequence[Episode], *, restored: Mapping[str, Trajectory] | None = None
-    ) -> AsyncIterator[Trajectory]:
+    ) -> AsyncGenerator[Trajectory, None]:
         """As :meth:`collect`, but yields each trajectory as it ends.
 
         Closing the iterator cancels the episodes in flight: they end ``cancelled``.

@@ -274,3 +274,21 @@ def test_it_can_be_awaited_inside_a_running_loop() -> None:
         return (await aevaluate(ECHO, policy("expert"), EvaluationConfig(episodes=3))).episodes
 
     assert asyncio.run(inside()) == 3
+
+
+def test_an_error_of_the_watcher_ends_the_episodes_in_flight_before_the_journal_is_closed(
+    tmp_path: Path,
+) -> None:
+    class Slow(Failing):
+        async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+            if requests[0].id != "e0000":
+                await asyncio.sleep(60)
+            return await super().generate(requests)
+
+    def watch(trajectory: Trajectory) -> None:
+        raise RuntimeError("broken on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        evaluate(ECHO, Slow({}), EvaluationConfig(episodes=4), out=tmp_path / "r", on_episode=watch)
+    outcomes = {id: str(t.outcome) for id, t in journal.load(tmp_path / "r").items()}
+    assert outcomes == {"e0000": "completed", **{f"e000{i}": "cancelled" for i in (1, 2, 3)}}
