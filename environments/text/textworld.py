@@ -255,7 +255,7 @@ class CoinCollector(TextWorld):
 
 
 class TreasureHunter(TextWorld):
-    """Find one object and leave the other alone: taking the wrong one loses (Parisotto and Salakhutdinov, 2017).
+    """Find one object and leave the other alone: the wrong one loses (Parisotto and Salakhutdinov, 2017).
 
     Args:
         level: 1-10: 5 rooms, no doors, plans of 1-5 steps; 11-20: 10 rooms with closed doors and containers,
