@@ -85,10 +85,14 @@ def command(
     Tasks are a seeded sample of the split without replacement. The run is recorded and can be resumed;
     `agentgym view` shows its episodes.
     """
+    from agentgym import journal
+
     if as_json and markdown:
         raise click.UsageError("--json and --markdown exclude each other")
     with reserved_stdout():
         wanted = _resumed(options) if options["resume"] else _new(options)
+        if against is not None:
+            journal.header(against)  # A mistyped folder must not cost a whole evaluation.
         report = _run(wanted)
         document = report.to_json()
         if against is not None:

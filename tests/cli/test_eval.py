@@ -232,6 +232,12 @@ def test_against_compares_task_by_task(agentgym: Run) -> None:
     assert other.code == 2 and "share no task" in other.err
 
 
+def test_against_is_looked_for_before_anything_runs(agentgym: Run) -> None:
+    failed = agentgym("eval", ECHO, "--policy", "expert", "--out", "b", "--against", "nothing")
+    assert failed.code == 1 and "no journal in nothing" in failed.err
+    assert not Path("b").exists()
+
+
 def slow_run(terminal: Run, turns: int) -> Any:
     """An evaluation at a terminal that has recorded so many turns and goes on."""
     running = terminal(
