@@ -69,9 +69,13 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot read the config {path}: {error.strerror}", hint="name a TOML file that can be read"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+        raise ConfigError(
+            f"{path} is no TOML: {error}", hint="write key = value lines under [section] headings"
+        ) from error
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -168,4 +172,6 @@ def _explain(error: ValidationError) -> ConfigError:
         for item in error.errors()
     ]
     missing = [".".join(map(str, i["loc"])) for i in error.errors() if i["type"] == "missing"]
-    return ConfigError("; ".join(lines), hint=f"set {missing[0]}=…" if missing else "")
+    wrong = [".".join(map(str, i["loc"])) for i in error.errors() if i["type"] != "missing"]
+    hints = [f"set {name}=…" for name in missing] + [f"give {name or 'it'} another value" for name in wrong]
+    return ConfigError("; ".join(lines), hint=", ".join(hints))

@@ -171,7 +171,10 @@ class RecordWriter:
             name.parent.mkdir(parents=True, exist_ok=True)
             lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise _storage_failed(path, error) from error
+            raise StorageFailed(
+                f"cannot write in {path.parent}: {error.strerror}",
+                hint="choose another folder (--out), or check its permissions and the free space",
+            ) from error
         try:
             # The kernel lets go of a flock when its holder dies, however it dies.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
