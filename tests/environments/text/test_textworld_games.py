@@ -15,7 +15,7 @@ import pytest
 
 from agentgym.environments.text import textworld_games as games
 from agentgym.environments.text.textworld import TextWorld
-from agentgym.environments.text.textworld_games import GeneratorPool, Recipe, generate, obtain
+from agentgym.environments.text.textworld_games import Game, GeneratorPool, Recipe, generate, obtain
 from agentgym.errors import DeadlineExceeded, EnvironmentFailed, MissingDependency, UsageError
 from agentgym.task import Task
 
@@ -60,9 +60,15 @@ def test_everything_that_makes_a_game_is_in_its_key(monkeypatch: pytest.MonkeyPa
     assert SMALL.folder not in folders
 
 
+def described(game: Game) -> Any:
+    """TextWorld's description of a game, without the place where its maker was installed."""
+    description = json.loads(game.path.with_suffix(".json").read_text())
+    del description["KB"]["text_grammars_path"]
+    return description
+
+
 def test_a_game_depends_on_its_recipe_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     before = obtain(SMALL)
-    description = before.path.with_suffix(".json").read_bytes()
     monkeypatch.setenv("AGENTGYM_CACHE", str(tmp_path))
     pool = GeneratorPool(1)
     try:
@@ -70,7 +76,7 @@ def test_a_game_depends_on_its_recipe_alone(tmp_path: Path, monkeypatch: pytest.
         after = obtain(SMALL, pool)
     finally:
         pool.close()
-    assert after.path != before.path and after.path.with_suffix(".json").read_bytes() == description
+    assert after.path != before.path and described(after) == described(before)
     assert (after.walkthrough, after.objective) == (before.walkthrough, before.objective)
 
 

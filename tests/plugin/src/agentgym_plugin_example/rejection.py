@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agentgym.trainers.aggregation import Denominators, aggregate
 from agentgym.trainers.batch import Batch, Row
-from agentgym.trainers.collect import Collection, TaskOrder, collect, plan
+from agentgym.trainers.collect import Collection, TaskOrder, collect, environment_metrics, plan
 from agentgym.trainers.config import TrainConfig
 from agentgym.trainers.learner import Loss
 from agentgym.trainers.run import Algorithm, Run
@@ -44,11 +44,11 @@ async def train(config: RejectionConfig, run: Run) -> None:
             collection = Collection.of(ended)
             enough = collection.rewards >= config.least_reward
             kept = [row for row in collection.rows if enough[row.trajectory]]
-            metrics = collection.metrics() | {"rows_kept": float(len(kept))}
+            metrics = environment_metrics(ended) | {"rows_kept": float(len(kept))}
             if kept:
                 metrics |= run.learner.step(kept, likelihood(kept))
                 await run.publish()
-            run.finish_step(step, metrics, {})
+            await run.finish_step(step, metrics, {})
     finally:
         await engine.aclose()
 
