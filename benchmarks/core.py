@@ -46,16 +46,20 @@ class Target:
 
 TARGETS = (
     Target("engine and journal, 32 at once", "engine.at_once_32.ms_per_turn", "ms a turn", "at most", 0.3),
+    Target(
+        "  not waiting for the disk", "engine.at_once_32.unsynced_ms_per_turn", "ms a turn", "at most", 0.3
+    ),
     Target("  in CPU time", "engine.at_once_32.cpu_ms_per_turn", "ms a turn", "at most", 0.3),
     Target(
         "engine and journal, 1,000 at once", "engine.at_once_1000.ms_per_turn", "ms a turn", "at most", 0.3
     ),
-    Target("  in CPU time", "engine.at_once_1000.cpu_ms_per_turn", "ms a turn", "at most", 0.3),
-    Target("TextWorld over raw textworld.start", "textworld.ratio", "of its steps/s", "at least", 0.9),
-    Target("policy over plain generate, batch 8", "policy.batch_8.ratio", "of its tokens/s", "at least", 0.9),
     Target(
-        "policy over plain generate, batch 32", "policy.batch_32.ratio", "of its tokens/s", "at least", 0.9
+        "  not waiting for the disk", "engine.at_once_1000.unsynced_ms_per_turn", "ms a turn", "at most", 0.3
     ),
+    Target("  in CPU time", "engine.at_once_1000.cpu_ms_per_turn", "ms a turn", "at most", 0.3),
+    Target("TextWorld over raw textworld.start", "textworld.ratio", "×", "at least", 0.9),
+    Target("policy over plain generate, batch 8", "policy.batch_8.ratio", "×", "at least", 0.9),
+    Target("policy over plain generate, batch 32", "policy.batch_32.ratio", "×", "at least", 0.9),
     Target("import agentgym", "import_time.seconds", "s", "at most", 0.4),
 )
 
