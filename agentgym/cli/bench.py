@@ -15,7 +15,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from agentgym.cli.output import results, write_json
+from agentgym.cli.output import results, show, write_json
 from agentgym.errors import AgentGymError, UsageError
 from agentgym.viewer.terminal import untrusted
 
@@ -49,7 +49,7 @@ def core(as_json: bool) -> None:
             Text(verdict, style=style),
         )
     console = results()
-    console.print(table)
+    show(console, table)
     for error in dict.fromkeys(figure["error"] for figure in report["figures"] if "error" in figure):
         console.print(untrusted(error, "yellow"))
     machine = report["machine"]

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentgym.cli.options import key_values
-from agentgym.cli.output import messages, reserved_stdout, results, write_json
+from agentgym.cli.output import messages, reserved_stdout, results, show, write_json
 from agentgym.viewer.terminal import untrusted
 
 _MARKS = {True: ("ok", "green"), False: ("broken", "red"), None: ("-", "yellow")}
@@ -44,7 +44,7 @@ def command(
                 detail.append_text(untrusted(f"\n→ {finding.hint}", "bold"))
             table.add_row(Text(mark, style=style), finding.name, detail)
         console = results()
-        console.print(table)
+        show(console, table)
         broken = sum(finding.ok is False for finding in report.findings)
         verdict = f"{broken} broken" if broken else "keeps the contract"
         console.print(f"\n{report.env}: {verdict} ({report.seconds:.1f} s)", soft_wrap=True)

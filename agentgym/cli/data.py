@@ -17,7 +17,7 @@ from rich.table import Table
 
 from agentgym import paths
 from agentgym.cli.options import key_values
-from agentgym.cli.output import messages, reserved_stdout, results, write_json
+from agentgym.cli.output import messages, reserved_stdout, results, show, write_json
 from agentgym.errors import StorageFailed, UnknownName, UsageError
 from agentgym.viewer.terminal import untrusted
 
@@ -43,7 +43,7 @@ def list_(runs: Path, as_json: bool) -> None:
     for row in rows:
         table.add_row(row["place"], untrusted(row["path"]), _size(row["bytes"]))
     console = results()
-    console.print(table)
+    show(console, table)
     for place, folder in _places(runs):
         if not folder.is_dir():
             console.print(f"{place}: nothing at {folder}", soft_wrap=True)

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from agentgym.cli.output import messages, reserved_stdout, results, write_json
+from agentgym.cli.output import messages, reserved_stdout, results, show, write_json
 from agentgym.errors import MissingDependency, ModelUnavailable
 
 _STYLES = {"ok": "green", "limited": "yellow", "missing": "red"}
@@ -40,7 +40,7 @@ def command(context: click.Context, as_json: bool, network: bool) -> None:
         if finding.fix:
             found.append(f"\n→ {finding.fix}", style="bold")
         table.add_row(Text(finding.state, style=_STYLES[finding.state]), finding.name, found)
-    console.print(table)
+    show(console, table)
     missing = [finding.name for finding in findings if finding.state == "missing"]
     console.print(
         f"\n{len(missing)} missing: {', '.join(missing)}. What does not need them runs."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agentgym.cli.options import STACK_FIELDS, given, key_values, stack_options
-from agentgym.cli.output import messages, reserved_stdout, results, write_json
+from agentgym.cli.output import messages, reserved_stdout, results, show, write_json
 from agentgym.cli.root import resumable
 from agentgym.errors import UsageError
 from agentgym.redaction import MASK
@@ -102,7 +102,7 @@ def command(
     elif markdown:
         click.echo(report.markdown(), nl=False)
     else:
-        _show(results(), report, document.get("difference"))
+        _print(results(), report, document.get("difference"))
     if report.failure_rate > max_failure_rate or report.success is None:
         _complain(messages(), report, max_failure_rate, wanted.out)
         raise SystemExit(1)
@@ -272,8 +272,8 @@ def _difference(against: Path, out: Path, seed: int) -> dict[str, Any]:
     return {"run": str(against), "mean": mean, "ci95": [low, high], "tasks": tasks}
 
 
-def _show(console: Console, report: Report, difference: Mapping[str, Any] | None) -> None:
-    console.print(report.table())
+def _print(console: Console, report: Report, difference: Mapping[str, Any] | None) -> None:
+    show(console, report.table())
     if difference is not None:
         mean, (low, high) = 100 * difference["mean"], difference["ci95"]
         console.print(

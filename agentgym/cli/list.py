@@ -10,7 +10,8 @@ from typing import Any
 import click
 from rich.table import Table
 
-from agentgym.cli.output import results, write_json
+from agentgym.cli.output import results, show, write_json
+from agentgym.viewer.terminal import untrusted
 
 
 @click.command("list")
@@ -22,10 +23,15 @@ def command(as_json: bool) -> None:
         write_json(document)
         return
     console = results()
-    table = Table("environment", "splits (* default)", "what one does there", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    # An id is there to be copied: it is never cut.
+    longest = max((len(row["id"]) for row in document["environments"]), default=0)
+    table.add_column("environment", no_wrap=True, min_width=longest)
+    table.add_column("splits (* default)")
+    table.add_column("what one does there")
     for row in document["environments"]:
-        table.add_row(row["id"], _splits(row), row["summary"])
-    console.print(table)
+        table.add_row(untrusted(row["id"]), untrusted(_splits(row)), untrusted(row["summary"]))
+    show(console, table)
     console.print()
     names = ", ".join(policy["name"] for policy in document["policies"])
     console.print(f"policies:    {names}, or a model: a folder, a hub name")

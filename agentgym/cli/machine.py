@@ -286,17 +286,22 @@ def _program(name: str, command: list[str], package: str, purpose: str) -> Findi
 
 
 def _run(command: list[str]) -> tuple[int | None, str]:
-    """Exit code (``None``: not there, or too slow) and output."""
+    """Exit code (``None``: it is not there) and what it said: on stdout, or else on stderr."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            timeout=SECONDS, check=False, text=True, errors="replace",
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+            text=True,
+            errors="replace",
+        )
     except FileNotFoundError:
         return None, ""
     except (OSError, subprocess.TimeoutExpired) as error:
         return -1, str(error)
-    return done.returncode, done.stdout.strip()
+    return done.returncode, done.stdout.strip() or done.stderr.strip()
 
 
 def _apt(package: str) -> str:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 # Wide enough that no row of a table wraps when it is piped into another program.
 _PIPED_WIDTH = 160
@@ -27,6 +27,16 @@ def results() -> Console:
 def messages() -> Console:
     """The console of progress and messages."""
     return _console(stderr=True)
+
+
+def show(console: Console, table: RenderableType) -> None:
+    """Print ``table``; into a pipe without the blanks that fill its lines."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    console.file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def write_json(document: Any) -> None:

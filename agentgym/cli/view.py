@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agentgym.cli.output import results
+from agentgym.cli.output import results, show
 from agentgym.errors import UnknownName
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def command(
 
         Pager(found, run.name, decoder=decoder, console=console, opened=opened, tokens=tokens).run()
     elif opened is None and not every:
-        console.print(episodes.index(found))
+        show(console, episodes.index(found))
     else:
         for trajectory in found if opened is None else [found[opened]]:
             console.print(episodes.tokens(trajectory, decoder) if tokens else episodes.episode(trajectory))

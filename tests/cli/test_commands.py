@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ def test_list_names_environments_policies_and_algorithms(agentgym: Run) -> None:
     assert {"grpo", "cloning", "dapo"} <= {a["name"] for a in document["algorithms"]}
     text = agentgym("list").out
     assert "agentgym/TextWorld-Cooking-v0" in text and "test* " in text and "grpo" in text
+
+
+def test_in_a_pipe_no_line_ends_in_blanks(piped: Run) -> None:
+    for command in (("list",), ("doctor", "--no-network"), ("check", ECHO, "--episodes", 1)):
+        lines = piped(*command).out.splitlines()
+        assert lines and all(line == line.rstrip() for line in lines)
 
 
 def test_a_family_that_cannot_be_imported_says_what_it_needs(
@@ -282,6 +289,8 @@ def test_play_can_be_left(terminal: Run, key: str, code: int, said: str) -> None
     game.wait_for("> ")
     game.type("nonsense\n")
     assert "not understood" in game.wait_for("> ")
+    # Python's readline misses an interrupt in the instant between its prompt and its wait for a key.
+    time.sleep(0.3)
     game.type(key)
     assert game.wait() == code
     assert "Traceback" not in game.wait_for(said)
