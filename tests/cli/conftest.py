@@ -109,6 +109,19 @@ class Terminal:
         """Press keys."""
         os.write(self._fd, keys.encode())
 
+    def leave(self, keys: str) -> None:
+        """Press keys until the command has ended, as a person would.
+
+        An interrupt between a prompt and the wait for a key is only noticed with the next key: Python's
+        readline has no atomic way to wait for both.
+        """
+        while self.alive():
+            with contextlib.suppress(OSError):  # it has just closed the terminal
+                self.type(keys)
+            end = time.monotonic() + 3
+            while self.alive() and time.monotonic() < end:
+                time.sleep(0.05)
+
     def resize(self, rows: int, columns: int) -> None:
         """Change the window's size."""
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

@@ -291,7 +291,7 @@ def test_play_can_be_left(terminal: Run, key: str, code: int, said: str) -> None
     assert "not understood" in game.wait_for("> ")
     # Python's readline misses an interrupt in the instant between its prompt and its wait for a key.
     time.sleep(0.3)
-    game.type(key)
+    game.leave(key)
     assert game.wait() == code
     assert "Traceback" not in game.wait_for(said)
 
