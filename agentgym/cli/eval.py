@@ -30,6 +30,8 @@ SAMPLING_FIELDS = ("temperature", "top_p", "max_tokens")
 ROLLOUT_FIELDS = ("concurrency", "layout", "system")
 EVALUATION_FIELDS = ("split", "episodes", "samples", "seed", "attempts")
 MAX_TOKENS = 64
+# A policy that no environment understands would play for ever.
+MAX_TURNS = 100
 
 
 @dataclass(slots=True)
@@ -82,8 +84,8 @@ def command(
 ) -> None:
     """Evaluate a policy on tasks of the environment ID.
 
-    Tasks are a seeded sample of the split without replacement. The run is recorded and can be resumed;
-    `agentgym view` shows its episodes.
+    Tasks are a seeded sample of the split without replacement. An episode ends after 100 turns if
+    --max-turns says nothing else. The run is recorded and can be resumed; `agentgym view` shows its episodes.
     """
     from agentgym import journal
 
@@ -123,6 +125,8 @@ def _new(options: Mapping[str, Any]) -> Evaluation:
     kwargs = {**stack.get("kwargs", {}), **key_values(options["env_options"])}
     id = _full(options["id"]) if options["id"] else stack["id"]
     env = EnvConfig(**{**stack, **given(options, STACK_FIELDS), "id": id, "kwargs": kwargs})
+    if env.max_turns is None:
+        env = replace(env, max_turns=MAX_TURNS)
     samples = options["samples"] or 1
     sampling = {
         "max_tokens": MAX_TOKENS,

@@ -90,6 +90,12 @@ def test_wrappers_and_arguments_reach_the_environment(agentgym: Run) -> None:
     assert first.turns[0].completion.startswith("<") and "apple" in first.turns[2].observation[0].text  # type: ignore[union-attr]
 
 
+def test_a_policy_that_is_never_understood_does_not_play_for_ever(agentgym: Run) -> None:
+    deaf = ("--parser", "hermes", "--policy-option", "parser=plain")
+    report = agentgym("eval", ECHO, "--policy", "random", *deaf, "--episodes", 1, "--json").json
+    assert report["outcomes"] == {"truncated(turns)": 1} and report["turns"] == {"mean": 100}
+
+
 def test_the_same_seed_gives_the_same_report(agentgym: Run) -> None:
     arguments = ("eval", ECHO, "--policy", "random", "--episodes", 12, "--env", "words=2", "--json")
     one, two, other = (agentgym(*arguments, "--seed", seed).json for seed in (1, 1, 2))

@@ -156,7 +156,7 @@ def test_a_mistake_that_no_retry_would_mend_stops_the_evaluation() -> None:
 def test_a_dying_environment_is_lost_and_the_others_are_not() -> None:
     env = EnvConfig("agentgym.testing:CrashEnv", {"hang": 30.0}, max_turns=2)
     config = EvaluationConfig(
-        split="begin", episodes=3, attempts=2, rollout=RolloutConfig(concurrency=3, reset_seconds=3)
+        split="begin", episodes=3, attempts=1, rollout=RolloutConfig(concurrency=3, reset_seconds=3)
     )
     report = evaluate(env, policy("expert", env), config)
     assert report.infra_failed == 3 and report.doubtful == 0
