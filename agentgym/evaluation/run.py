@@ -19,9 +19,10 @@ from typing import Any
 
 import agentgym
 from agentgym import journal as journals
-from agentgym.errors import UsageError
+from agentgym.errors import StorageFailed, UsageError
 from agentgym.evaluation.report import Report, summarise
 from agentgym.journal import Journal
+from agentgym.paths import atomic_write
 from agentgym.policies.base import Policy, Sampling
 from agentgym.redaction import redact
 from agentgym.registry import base
@@ -30,7 +31,10 @@ from agentgym.trajectory import Trajectory
 from agentgym.wrappers.stack import EnvConfig
 
 # What may differ between a run and its resumption: it changes no sample.
-_FREE = ("attempts", "concurrency", "reset_seconds", "step_seconds", "generate_seconds")
+_FREE = frozenset({
+    "agentgym", "evaluation.attempts", "evaluation.rollout.reset_seconds", "evaluation.rollout.step_seconds",
+    "evaluation.rollout.generate_seconds",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +202,7 @@ async def aevaluate(
         notes=notes,
     )
     if out is not None:
-        (out / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-        (out / "report.md").write_text(report.markdown(), encoding="utf-8")
+        _save(out, report)
     return report
 
 
@@ -243,14 +246,33 @@ def _open(out: Path, header: Mapping[str, Any], resume: bool) -> tuple[Journal, 
         raise
 
 
-def _fixed(header: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What a resumed run must share with its start, as ``a.b`` keys."""
+def _save(out: Path, report: Report) -> None:
+    texts = {"report.json": json.dumps(report.to_json(), indent=1) + "\n", "report.md": report.markdown()}
+    try:
+        for name, text in texts.items():
+            with atomic_write(out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot write the report into {out}: {error.strerror}",
+            hint="the episodes are in its journal: make room, then resume the run",
+        ) from error
+
+
+def _fixed(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run must share with its start, by dotted key."""
+    flat = _flat(header)
+    free = _FREE
+    if not flat.get("evaluation.rollout.deterministic", False):
+        free = free | {"evaluation.rollout.concurrency"}
+    return {key: value for key, value in flat.items() if key not in free}
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, value in header.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _fixed(value, f"{prefix}{key}.")
-        elif key not in _FREE and prefix + key != "agentgym":
-            flat[prefix + key] = value
+    for key, value in mapping.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return flat
 
 

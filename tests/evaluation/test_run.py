@@ -232,9 +232,28 @@ def test_another_evaluation_is_not_resumed_and_none_is_overwritten(tmp_path: Pat
         evaluate(ECHO, policy("expert"), config, out=tmp_path / "run", resume=True)
     with pytest.raises(JournalError):
         evaluate(ECHO, Failing({}), config, out=tmp_path / "nothing", resume=True)
-    # How fast it runs is free.
+    # How fast it runs is free, unless those who are sampled together are part of the result.
     quick = replace(config, rollout=RolloutConfig(concurrency=1))
     evaluate(ECHO, Failing({}), quick, out=tmp_path / "run", resume=True)
+    together = replace(config, rollout=RolloutConfig(deterministic=True))
+    evaluate(ECHO, Failing({}), together, out=tmp_path / "together")
+    apart = replace(config, rollout=RolloutConfig(deterministic=True, concurrency=1))
+    with pytest.raises(UsageError, match="concurrency = 16, not 1"):
+        evaluate(ECHO, Failing({}), apart, out=tmp_path / "together", resume=True)
+
+
+def test_an_environments_own_argument_may_be_called_concurrency_and_is_compared(tmp_path: Path) -> None:
+    journal.Journal.create(
+        tmp_path / "run", {"kind": "eval", "env": {"id": ECHO.id, "kwargs": {"concurrency": 2}}}
+    ).close()
+    with pytest.raises(UsageError, match=r"env.kwargs.concurrency = 2, not None"):
+        evaluate(ECHO, Failing({}), EvaluationConfig(episodes=2), out=tmp_path / "run", resume=True)
+
+
+def test_a_report_that_cannot_be_written_is_a_failure_of_storage(tmp_path: Path) -> None:
+    (tmp_path / "run" / "report.json").mkdir(parents=True)
+    with pytest.raises(StorageFailed, match="cannot write the report"):
+        evaluate(ECHO, Failing({}), EvaluationConfig(episodes=2), out=tmp_path / "run")
 
 
 def test_a_training_run_is_not_resumed_as_an_evaluation(tmp_path: Path) -> None:
