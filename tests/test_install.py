@@ -94,3 +94,41 @@ def test_a_wrong_setting_is_an_error_and_not_a_traceback() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT)], env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert "AGENTGYM_TORCH is 'rocm'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_packages_are_installed_for_markers_that_tests_carry(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "tests").mkdir()
+    table = SCRIPT.with_name("system-packages.txt").read_text()
+    (tmp_path / "scripts" / "system-packages.txt").write_text(table)
+    (tmp_path / "tests" / "test_page.py").write_text("@pytest.mark.browser\ndef test_page(): ...\n")
+    wanted: list[list[str]] = []
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    monkeypatch.setattr(install.shutil, "which", lambda name: None)
+    monkeypatch.setattr(install, "apt_install", lambda packages, why: wanted.append(packages))
+    install.install_system_packages()
+    assert wanted == [["chromium"]]
+
+
+def test_every_marker_of_the_table_is_declared(pytestconfig: pytest.Config) -> None:
+    declared = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
+    lines = SCRIPT.with_name("system-packages.txt").read_text().splitlines()
+    assert {line.split()[0] for line in lines if line and not line.startswith("#")} <= declared
+
+
+def test_a_test_whose_program_is_missing_skips_and_says_which(tmp_path: Path) -> None:
+    """In a copy of the repository's root, where no program is on PATH."""
+    root = SCRIPT.parent.parent
+    (tmp_path / "scripts").mkdir()
+    for name in ("conftest.py", "scripts/system-packages.txt"):
+        (tmp_path / name).write_text((root / name).read_text())
+    (tmp_path / "test_page.py").write_text("import pytest\n@pytest.mark.browser\ndef test_page(): ...\n")
+    command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "-c", "/dev/null"]
+    env = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--rootdir", ".", "."], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert "SKIPPED [1] test_page.py" in done.stdout and "apt-get install chromium" in done.stdout
+    assert "1 skipped" in done.stdout.splitlines()[-1]
