@@ -14,6 +14,7 @@ import os
 import statistics
 import tempfile
 import time
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def _run(concurrency: int, episodes: int, fsync: Any) -> tuple[float, float]:
     """Wall and CPU milliseconds a turn of one run."""
     from agentgym.journal import Journal
     from agentgym.policies.simple import ScriptedPolicy
-    from agentgym.rollout.engine import Episode, RolloutConfig, engine
+    from agentgym.rollout.engine import Episode, RolloutConfig, RolloutEngine
     from agentgym.wrappers.stack import EnvConfig
 
     plan = [Episode(f"e{i:05}", f"noop-train-{i}") for i in range(episodes)]
@@ -51,7 +52,7 @@ def _run(concurrency: int, episodes: int, fsync: Any) -> tuple[float, float]:
 
     async def collect(folder: Path) -> int:
         with Journal.create(folder, {}, fsync=fsync) as journal:
-            async with engine(env, ScriptedPolicy(["wait"]), config, journal) as made:
+            async with aclosing(RolloutEngine(env, ScriptedPolicy(["wait"]), config, journal)) as made:
                 return sum(len(t.turns) for t in await made.collect(plan))
 
     with tempfile.TemporaryDirectory() as folder:

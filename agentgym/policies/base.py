@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from agentgym.messages import Content, Message
-from agentgym.task import Task
+from agentgym.messages import Content
 
 if TYPE_CHECKING:
     from agentgym.conversation import Renderer
@@ -157,9 +156,3 @@ class PolicyContext:
     env_id: str | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-
-
-__all__ = [
-    "Completion", "Content", "FinishReason", "Message", "Policy", "PolicyContext", "Request", "Sampling",
-    "Task", "TurnView",
-]  # fmt: skip

@@ -9,10 +9,9 @@ result depends on the episodes and seeds alone.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -403,20 +402,3 @@ class _Live:
         if completion.finish_reason == "abort":  # half a completion is no decision of the policy's
             raise PolicyFailed("the policy's backend gave up on a completion (abort)")
         return completion
-
-
-@contextlib.asynccontextmanager
-async def engine(
-    env: EnvConfig,
-    policy: Policy,
-    config: RolloutConfig | None = None,
-    journal: Journal | None = None,
-    *,
-    on_turn: Callable[[Trajectory], None] | None = None,
-) -> AsyncIterator[RolloutEngine]:
-    """A :class:`RolloutEngine` that closes its environments at the block's end."""
-    made = RolloutEngine(env, policy, config, journal, on_turn=on_turn)
-    try:
-        yield made
-    finally:
-        await made.aclose()
