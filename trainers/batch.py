@@ -119,16 +119,37 @@ def collate(chosen: Sequence[Row]) -> Batch:
 def micro_batches(chosen: Sequence[Row], token_budget: int) -> Iterator[list[Row]]:
     """``chosen`` in micro-batches of at most ``token_budget`` padded tokens, longest rows first.
 
-    A row longer than the budget has a micro-batch of its own.
+    Equal rows (members of a group that begin alike) lie together and count once: see :func:`distinct`. A row
+    longer than the budget has a micro-batch of its own.
     """
+
+    def content(row: Row) -> tuple[Sequence[int], Sequence[bool]]:
+        return row.segment.token_ids, row.segment.loss_mask
+
     current: list[Row] = []
-    for row in sorted(chosen, key=lambda r: (-len(r), r.index)):
-        if current and len(current[0]) * (len(current) + 1) > token_budget:
-            yield current
-            current = []
+    count = 0
+    for row in sorted(chosen, key=lambda r: (-len(r), *content(r), r.index)):
+        if not current or content(row) != content(current[-1]):
+            count += 1
+            if current and len(current[0]) * count > token_budget:
+                yield current
+                current, count = [], 1
         current.append(row)
     if current:
         yield current
+
+
+def distinct(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Which rows of a micro-batch a model has to read.
+
+    Returns:
+        ``[U]`` indices of rows that differ in tokens or loss mask, and ``[B]`` the place in them of each row.
+    """
+    content = torch.cat((batch.input_ids, batch.attention_mask, batch.loss_mask), 1)
+    _, place = torch.unique(content, dim=0, return_inverse=True)
+    first = torch.full((int(place.max()) + 1,), len(place), device=place.device)
+    index = torch.arange(len(place), device=place.device)
+    return first.scatter_reduce(0, place, index, "amin"), place
 
 
 def tokenize(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from agentgym.errors import UsageError
-from agentgym.trainers.batch import Batch, Row, collate, micro_batches
+from agentgym.trainers.batch import Batch, Row, collate, distinct, micro_batches
 from agentgym.trainers.config import ModelSection, OptimiserSection
 from agentgym.trainers.logprobs import token_logprobs
 
@@ -143,27 +143,26 @@ class Learner:
     def forward(self, batch: Batch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probs ``[B, T-1]``, 0 off the mask, and if asked for entropies of the same shape.
 
-        They are fp32, or fp64 for an fp64 model.
+        They are fp32, or fp64 for an fp64 model. Equal rows are read once; a dropout mask is theirs together.
         """
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        read, place = distinct(batch)
+        mask = batch.loss_mask[read]
         with self._autocast():
             hidden = base.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+                input_ids=batch.input_ids[read], attention_mask=batch.attention_mask[read], use_cache=False
             ).last_hidden_state
-        mask = batch.loss_mask
-        chosen = hidden[:, :-1][mask]
-        with self._autocast():
             logp, entropy = token_logprobs(
-                chosen,
+                hidden[:, :-1][mask],
                 base.lm_head.weight,
-                batch.targets[mask],
+                batch.targets[read][mask],
                 temperature=self.temperature,
                 with_entropy=with_entropy,
             )
         spread = torch.zeros(mask.shape, dtype=logp.dtype, device=mask.device)
         return (
-            spread.masked_scatter(mask, logp),
-            None if entropy is None else spread.masked_scatter(mask, entropy),
+            spread.masked_scatter(mask, logp)[place],
+            None if entropy is None else spread.masked_scatter(mask, entropy)[place],
         )
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -17,7 +17,7 @@ from agentgym.conversation import Conversation  # noqa: E402
 from agentgym.messages import TextPart  # noqa: E402
 from agentgym.outcome import Outcome  # noqa: E402
 from agentgym.policies.base import Completion  # noqa: E402
-from agentgym.trainers.batch import Row, collate, micro_batches, rows, tokenize  # noqa: E402
+from agentgym.trainers.batch import Row, collate, distinct, micro_batches, rows, tokenize  # noqa: E402
 from agentgym.trajectory import Segment, Trajectory, Turn  # noqa: E402
 
 
@@ -58,13 +58,34 @@ def test_columns_speak_of_the_next_token(make_trajectory: Callable[..., Trajecto
     assert batch.attention_mask.sum(1).tolist() == [5, 2]
 
 
-@given(st.lists(st.integers(1, 200), min_size=1, max_size=40), st.integers(1, 500))
-def test_micro_batches_are_a_partition_within_the_budget(lengths: list[int], budget: int) -> None:
-    made = [Row(Segment([1] * n, [True] * n, [0.0] * n), i, i, ((0, 0, n),)) for i, n in enumerate(lengths)]
+def plain(tokens: int, n: int, i: int) -> Row:
+    return Row(Segment([tokens] * n, [True] * n, [0.0] * n), i, i, ((0, 0, n),))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 200)), min_size=1, max_size=40), st.integers(1, 500)
+)
+def test_micro_batches_are_a_partition_within_the_budget(kinds: list[tuple[int, int]], budget: int) -> None:
+    made = [plain(*kind, i) for i, kind in enumerate(kinds)]
     parts = list(micro_batches(made, budget))
     assert sorted(row.index for part in parts for row in part) == list(range(len(made)))
     for part in parts:
-        assert len(part) == 1 or max(map(len, part)) * len(part) <= budget
+        unequal = len({kinds[row.index] for row in part})
+        assert unequal == 1 or max(map(len, part)) * unequal <= budget
+
+
+def test_equal_rows_lie_in_one_micro_batch() -> None:
+    parts = list(micro_batches([plain(1 + i % 2, 10, i) for i in range(8)], 10))
+    assert [[row.index for row in part] for part in parts] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=12))
+def test_distinct_rows_stand_for_all(kinds: list[tuple[int, int]]) -> None:
+    batch = collate([plain(*kind, i) for i, kind in enumerate(kinds)])
+    read, place = distinct(batch)
+    assert len(read) == len(set(kinds))
+    assert torch.equal(batch.input_ids[read][place], batch.input_ids)
+    assert torch.equal(batch.attention_mask[read][place], batch.attention_mask)
 
 
 @pytest.mark.parametrize("layout", ["chat", "turn"])

@@ -67,6 +67,21 @@ def test_no_split_changes_the_updated_weights(make_learner: Make, uneven: list[A
         assert torch.allclose(weight, second.trainable[name], rtol=0, atol=1e-9), name
 
 
+def test_equal_rows_are_read_once_and_count_each(make_learner: Make, make_trajectory: Make) -> None:
+    members = [make_trajectory(name, lengths=((20, 3), (30, 2))) for name in ("a", "a", "b", "a")]
+    many, learner, whole = rows(members), make_learner(torch.float64), make_learner(torch.float64)
+    seen: list[int] = []
+    learner.model.get_input_embeddings().register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    together = gradient(learner, many, "seq-mean-token-sum")
+    assert sum(seen) == 4 < len(many) == 8
+    loss = surrogate(many, "seq-mean-token-sum")
+    for row in many:  # each by itself, added up
+        batch = collate([row])
+        loss(batch, *whole.forward(batch, with_entropy=True))[0].backward()
+    for name, parameter in whole.trainable.items():  # transformers' norms round to fp32 whatever the model is
+        assert torch.allclose(together[name], parameter.grad, rtol=0, atol=1e-6), name
+
+
 def test_log_probs_are_those_of_full_logits(make_learner: Make, uneven: list[Any]) -> None:
     learner = make_learner(torch.float64)
     batch = collate(uneven)
