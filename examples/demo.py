@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 ENV = "agentgym/TextWorld-CoinCollector-v0"
-LEVEL = 4
-GAMES = {"train": 60, "valid": 32, "test": 100}
+LEVEL = 3
+GAMES = {"train": 60, "valid": 48, "test": 100}
 HERE = Path(__file__).parent
 console = Console(stderr=True)
 
@@ -45,7 +45,7 @@ def main() -> None:
     untouched, cloned, trained = stages.values()
     test = ["eval", "--split", "test", "--episodes", str(GAMES["test"]), "--concurrency", "48"]
     prompt = ["--layout", "turn", "--history", "4", "--history-actions", "--list-actions"]
-    prompt += ["--max-turns", "6", "--max-tokens", "8"]
+    prompt += ["--max-turns", "4", "--max-tokens", "8"]
     prompt += ["--system", "You play a text game. Answer with one action from the list."]
 
     agentgym(*test, ENV, "--env", f"level={LEVEL}", *prompt, "--policy", model, "--out", untouched)

@@ -95,7 +95,7 @@ class Run:
     Raises:
         UsageError: The folder holds a run and ``resume`` is not set, or the other way round.
         JournalError: Another process writes this run.
-        ModelUnavailable: The model cannot be had.
+        ModelUnavailable: The model cannot be had; a new run has left no folder.
     """
 
     def __init__(
@@ -127,6 +127,9 @@ class Run:
             raise UsageError(
                 f"{folder} already holds a run", hint=f"agentgym train --resume {folder}, or another --out"
             )
+        # What cannot be had is said before there is a folder: the same --out then works with a better name.
+        models.resolve(config.model.name)
+        self.tasks()
         folder.mkdir(parents=True, exist_ok=True)
         header = {
             "kind": "train",

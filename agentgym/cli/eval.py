@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -219,7 +220,7 @@ def _run(wanted: Evaluation) -> Report:
     context = PolicyContext(wanted.env.id, dict(wanted.env.kwargs), options)
     with console.status(f"loading {wanted.policy}"):
         policy = make_policy(wanted.policy, context)
-    again = f"agentgym eval --resume {wanted.out}"
+    again = f"agentgym eval --resume {shlex.quote(str(wanted.out))}"
     try:
         with resumable(again, wanted.out), _Watch(console, wanted.config.episodes) as watch:
             return evaluate(

@@ -22,7 +22,7 @@ import click
 
 import agentgym
 from agentgym import plugins
-from agentgym.errors import AgentGymError, UsageError, nearest
+from agentgym.errors import AgentGymError, JournalError, UsageError, nearest
 
 # Each module agentgym.cli.<name> holds a click command called ``command``.
 COMMANDS = {
@@ -94,6 +94,8 @@ def root() -> None:
 def resumable(command: str, run: Path | None = None) -> Iterator[None]:
     """Say how to go on if the block is interrupted or fails: ``command`` is printed after the message.
 
+    Nothing is said of what going on cannot mend: wrong usage, a journal that cannot be written.
+
     Args:
         command: What resumes.
         run: Folder of the run; nothing is said before it holds a journal.
@@ -101,7 +103,8 @@ def resumable(command: str, run: Path | None = None) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, AgentGymError) as error:
-        if run is None or (run / "journal.agj").exists():
+        helps = not isinstance(error, (UsageError, JournalError))
+        if helps and (run is None or (run / "journal.agj").exists()):
             error.add_note(f"resume with: {command}")
         raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,7 @@ def command(
         click.echo(json.dumps(redact(config.model_dump(mode="json")), indent=2))
         return
     watch = Watch(config.steps, str(folder), quiet=quiet)
-    with watch, resumable(f"agentgym train --resume {folder}", folder):
+    with watch, resumable(f"agentgym train --resume {shlex.quote(str(folder))}", folder):
         model = launch.launch(algorithm, config, folder, resume=resume is not None, progress=watch)
     click.echo(f"model:    {model}")
     click.echo(f"episodes: agentgym view {folder}")

@@ -175,11 +175,13 @@ def paired_difference(
     """How much better ``second`` did than ``first`` on the tasks that both have, with a 95 % interval.
 
     Pairing by task removes the spread of the tasks' difficulty, so two runs on the same sample can be told
-    apart long before their own intervals part. Tasks are resampled; each counts once.
+    apart long before their own intervals part. Tasks are resampled; each counts once. Where all gaps are
+    equal a bootstrap would claim certainty: Wilson's limit for the share of tasks with another gap, none of
+    which was seen, stands in for it.
 
     Args:
-        first: The first run's values by task.
-        second: The second run's values by task.
+        first: The first run's values by task, in [0, 1].
+        second: The second run's values by task, in [0, 1].
         seed: Of the bootstrap.
 
     Raises:
@@ -189,6 +191,9 @@ def paired_difference(
     if not shared:
         raise UsageError("the two runs share no task", hint="evaluate both with the same split and seed")
     gaps = [math.fsum(second[t]) / len(second[t]) - math.fsum(first[t]) / len(first[t]) for t in shared]
+    if min(gaps) == max(gaps):
+        gap, unseen = gaps[0], wilson(0, len(gaps)).high
+        return Difference(gap, max(-1.0, gap - unseen), min(1.0, gap + unseen), len(shared))
     return Difference(*cluster_bootstrap(gaps, shared, seed=seed), len(shared))
 
 

@@ -14,7 +14,7 @@ import pytest
 import agentgym as package
 from agentgym import plugins
 from agentgym.cli import root
-from agentgym.errors import MissingDependency, StorageFailed, UsageError
+from agentgym.errors import JournalError, MissingDependency, StorageFailed, UsageError
 
 Run = Callable[..., Any]
 
@@ -127,7 +127,12 @@ def test_what_resumes_is_said_once_the_run_exists(agentgym: Run, declare: Run, t
     @click.argument("fails")
     def command(fails: str) -> None:
         with root.resumable("agentgym eval --resume here", tmp_path / "run"):
-            raise {"interrupt": KeyboardInterrupt(), "disk": StorageFailed("full")}[fails]
+            raise {
+                "interrupt": KeyboardInterrupt(),
+                "disk": StorageFailed("full"),
+                "usage": UsageError("the run in here has another seed"),
+                "lock": JournalError("another process writes this run"),
+            }[fails]
 
     declare(command)
     assert "resume" not in agentgym("extra", "interrupt").err
@@ -135,6 +140,8 @@ def test_what_resumes_is_said_once_the_run_exists(agentgym: Run, declare: Run, t
     (tmp_path / "run" / "journal.agj").touch()
     for fails in ("interrupt", "disk"):
         assert agentgym("extra", fails).err.count("resume with: agentgym eval --resume here") == 1
+    for helpless in ("usage", "lock"):
+        assert "resume with" not in agentgym("extra", helpless).err
 
 
 def test_a_plugged_in_command_is_listed_and_run(agentgym: Run, declare: Run) -> None:

@@ -45,9 +45,14 @@ def test_mistakes_are_explained(
     assert message in errors and "hint:" in errors and "Traceback" not in errors
 
 
-def test_a_model_that_cannot_be_had_leaves_a_message(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("wrong", "message"), [("model=./none", "none"), ("env=agentgym.testing:EchoEmv", "EchoEmv")]
+)
+def test_what_cannot_be_had_leaves_a_message_and_no_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, wrong: str, message: str
 ) -> None:
     folder = tmp_path / "r"
-    assert call("grpo", GIVEN[0], f"model={tmp_path / 'none'}", "--out", str(folder)) == 1
-    assert "Traceback" not in capsys.readouterr().err
+    assert call("grpo", GIVEN[0], f"model={tiny_model}", wrong, "--out", str(folder)) in (1, 2)
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors and "resume with" not in errors
+    assert not folder.exists()

@@ -173,6 +173,18 @@ def test_paired_difference_sees_what_the_runs_own_intervals_cannot() -> None:
     assert wilson(int(won), 100).high > wilson(int(won) + 10, 100).low
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
+def test_equal_gaps_are_no_certainty(before: float, after: float) -> None:
+    few, many = (
+        paired_difference({f"{i}": [before] for i in range(n)}, {f"{i}": [after] for i in range(n)})
+        for n in (10, 1000)
+    )
+    for difference in (few, many):
+        assert difference.mean == after - before
+        assert -1 <= difference.low <= difference.mean <= difference.high <= 1
+    assert few.high - few.low > 10 * (many.high - many.low) > 0
+
+
 def test_paired_difference_is_over_shared_tasks_and_changes_sign_when_swapped() -> None:
     first = {"a": [1.0, 0.0], "b": [0.0], "only-first": [1.0]}
     second = {"a": [1.0, 1.0], "b": [0.0], "empty": []}
