@@ -62,13 +62,18 @@ class UnknownName(UsageError):
 
 
 class MissingDependency(AgentGymError):
-    """A person used a part whose optional packages are not installed."""
+    """A person used a part whose optional packages are not installed.
 
-    def __init__(self, package: str, extra: str) -> None:
+    Args:
+        package: What is missing.
+        extra: The extra that holds it; ``None`` for a package that no extra holds.
+    """
+
+    def __init__(self, package: str, extra: str | None = None) -> None:
         self.package, self.extra = package, extra
         super().__init__(
-            f"{package!r} is not installed; it comes with the extra {extra!r}",
-            hint=f'pip install "agentgym-llm[{extra}]"',
+            f"{package!r} is not installed" + (f"; it comes with the extra {extra!r}" if extra else ""),
+            hint=f'pip install "agentgym-llm[{extra}]"' if extra else f"pip install {package}",
         )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from agentgym.errors import MissingDependency, UnknownName
+from agentgym.errors import MissingDependency, StorageFailed, UnknownName
 
 FILE = "metrics.jsonl"
 
@@ -41,14 +41,25 @@ class JsonLines:
             self._file.write("\n")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line; numbers that JSON cannot carry become null."""
+        """Append a line; numbers that JSON cannot carry become null.
+
+        Raises:
+            StorageFailed: The disk is full or broken.
+        """
         plain = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self._file.write(json.dumps({"step": step, **plain}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **plain}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise StorageFailed(
+                f"cannot write {self._file.name}: {error.strerror}",
+                hint="free space on the disk, then resume the run",
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take is still in its buffer
+            self._file.close()
 
 
 class TensorBoard:
@@ -78,7 +89,7 @@ class WandB:
         try:
             import wandb
         except ModuleNotFoundError as error:
-            raise MissingDependency("wandb", "train") from error
+            raise MissingDependency("wandb") from error
         kept = folder / "wandb-id"  # a resumed run goes on in its own record
         if not kept.exists():
             kept.write_text(uuid.uuid4().hex[:8])
@@ -107,7 +118,7 @@ class MLflow:
         try:
             import mlflow
         except ModuleNotFoundError as error:
-            raise MissingDependency("mlflow", "train") from error
+            raise MissingDependency("mlflow") from error
         self._mlflow = mlflow
         if "MLFLOW_TRACKING_URI" not in os.environ:
             mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
@@ -147,7 +158,13 @@ class Metrics:
         for name in names:
             if name not in TRACKERS:
                 raise UnknownName("tracker", name, TRACKERS)
-        self._trackers: list[Tracker] = [JsonLines(folder), *(TRACKERS[n](folder, config) for n in names)]
+        self._trackers: list[Tracker] = [JsonLines(folder)]
+        try:
+            for name in names:
+                self._trackers.append(TRACKERS[name](folder, config))
+        except BaseException:
+            self.close()
+            raise
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send to every tracker; one that fails is dropped with a warning."""

@@ -130,7 +130,6 @@ class Run:
         # What cannot be had is said before there is a folder: the same --out then works with a better name.
         models.resolve(config.model.name)
         self.tasks()
-        folder.mkdir(parents=True, exist_ok=True)
         header = {
             "kind": "train",
             "config": config.model_dump(mode="json"),

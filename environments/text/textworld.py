@@ -504,7 +504,7 @@ def _one_of(name: str, value: Choice, allowed: Sequence[Choice], expected: str =
             numbers = [a for a in allowed if isinstance(a, int)]
             below = [a for a in numbers if a < value][-1:]
             above = [a for a in numbers if a > value][:1]
-            near = "the nearest: " + " and ".join(map(str, below + above))
+            near = "the nearest: " + " and ".join(map(str, below + above)) if numbers else ""
         raise UsageError(
             f"{name} is {value!r}; expected {expected or 'one of ' + ', '.join(map(str, allowed))}", hint=near
         )

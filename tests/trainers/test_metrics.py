@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
-from agentgym.errors import UnknownName
+from agentgym.errors import MissingDependency, StorageFailed, UnknownName
 from agentgym.trainers import metrics
 
 
@@ -62,3 +63,22 @@ def test_an_unknown_tracker_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UnknownName) as caught:
         metrics.Metrics(tmp_path, ("tensorbord",), {})
     assert "tensorboard" in str(caught.value) + caught.value.hint
+
+
+def test_a_full_disk_is_a_failure_of_storage(tmp_path: Path) -> None:
+    lines = metrics.JsonLines(tmp_path)
+    lines.close()
+    lines._file = open("/dev/full", "a")  # noqa: SIM115
+    with pytest.raises(StorageFailed, match="No space left"):
+        lines.log(0, {"x": 1.0})
+    lines.close()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_names_its_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingDependency) as caught:
+        metrics.Metrics(tmp_path, [name], {})
+    assert caught.value.hint == f"pip install {name}"
