@@ -155,9 +155,10 @@ def _section(annotation: Any) -> type | None:
     return None
 
 
-def _unknown_key(path: tuple[str, ...], known: Iterable[str]) -> ConfigError:
-    prefix = path[:-1]
-    near = [".".join((*prefix, name)) for name in nearest(path[-1], known)]
+def _unknown_key(path: tuple[str, ...], known: Mapping[str, Any]) -> ConfigError:
+    *prefix, key = path
+    deeper = [f"{name}.{key}" for name, value in known.items() if key in (_fields(_section(value)) or ())]
+    near = [".".join((*prefix, name)) for name in [*deeper, *nearest(key, known)]]
     listed = ", ".join(".".join((*prefix, name)) for name in known)
     return ConfigError(
         f"unknown key {'.'.join(path)!r}",

@@ -30,6 +30,8 @@ def resolve(*overrides: str, name: str = "grpo", sources: tuple[Path, ...] = ())
         ("optimiser.learning_rat=1", "optimiser."),
         ("loss.clip_hihg=1", "loss.clip_high"),
         ("env.parsr=tags", "env.parser"),
+        ("lr=1e-5", "optimiser.lr"),
+        ("max_tokens=8", "rollout.max_tokens"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(override: str, near: str) -> None:

@@ -47,7 +47,7 @@ class Evaluation:
     resume: bool = False
 
 
-@click.command("eval")
+@click.command("eval", context_settings={"allow_extra_args": True})
 @click.argument("id", required=False)
 @click.option(
     "--policy", metavar="NAME", help="expert, random, a plug-in, or a model: folder, hub name, smollm2."
@@ -80,8 +80,14 @@ class Evaluation:
 @click.option("--against", type=click.Path(path_type=Path), help="Compare with this run, paired by task.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("--markdown", is_flag=True, help="A Markdown table on stdout.")
+@click.pass_context
 def command(
-    max_failure_rate: float, against: Path | None, as_json: bool, markdown: bool, **options: Any
+    context: click.Context,
+    max_failure_rate: float,
+    against: Path | None,
+    as_json: bool,
+    markdown: bool,
+    **options: Any,
 ) -> None:
     """Evaluate a policy on tasks of the environment ID.
 
@@ -90,6 +96,11 @@ def command(
     """
     from agentgym import journal
 
+    if context.args:
+        raise UsageError(
+            f"{context.args[0]!r} is one argument too many",
+            hint="arguments of the environment are given as --env KEY=VALUE",
+        )
     if as_json and markdown:
         raise click.UsageError("--json and --markdown exclude each other")
     with reserved_stdout():

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -166,7 +167,9 @@ async def aevaluate(
             "agentgym": agentgym.__version__,
         }
         journal, latest = _open(out, header, resume)
-        notes += [journal.repaired] if journal.repaired else []
+        if journal.repaired:
+            notes.append(journal.repaired)
+            warnings.warn(journal.repaired, stacklevel=2)
     # In deterministic mode who is sampled together is part of the result.
     together = config.rollout.concurrency if config.rollout.deterministic else len(episodes)
     verdicts, unended = _kept(episodes, latest, together, config.rollout.deterministic)

@@ -114,6 +114,7 @@ def test_the_same_seed_gives_the_same_report(agentgym: Run) -> None:
         (("agentgym.testing:EkoEnv", "--policy", "random"), "cannot import"),
         ((ECHO, "--policy", "random", "--env", "trns=3"), "did you mean 'turns'?"),
         ((ECHO, "--policy", "random", "--env", "turns"), "key=value"),
+        ((ECHO, "turns=3", "--policy", "random"), "--env KEY=VALUE"),
         ((ECHO, "--policy", "random", "--env", "turns=1", "--env", "turns=2"), "given twice"),
         ((ECHO, "--policy", "random", "--env", "turns=0"), "at least 1"),
         ((ECHO, "--policy", "random", "--split", "tset"), "test"),

@@ -267,7 +267,8 @@ def test_a_torn_journal_is_mended_and_the_report_says_so(tmp_path: Path) -> None
     evaluate(ECHO, Failing({}), config, out=tmp_path / "run")
     path = tmp_path / "run" / journal.FILE
     path.write_bytes(path.read_bytes()[:-7])
-    report = evaluate(ECHO, Failing({}), config, out=tmp_path / "run", resume=True)
+    with pytest.warns(UserWarning, match="cut "):
+        report = evaluate(ECHO, Failing({}), config, out=tmp_path / "run", resume=True)
     assert report.outcomes == {"completed": 4}
     assert any(note.startswith("cut ") for note in report.notes)
 
