@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ LINES = [
     '<tool_call>{"name": "look", "arguments": {"at": "door"}}</tool_call> <action>open door</action>',
     "0 1 2 3 4 5 6 7 8 9, aa aaa aaaa, ab abab ababab, \n\n and\t so on.",
 ]
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores Ctrl-C, and all that it starts does too; the tests press it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
