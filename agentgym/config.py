@@ -27,7 +27,7 @@ class Config(BaseModel):
         shorthand: The key that a bare value stands for: ``env=ID`` means ``env.id=ID``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
     shorthand: ClassVar[str | None] = None
 
     @model_validator(mode="before")
@@ -67,7 +67,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It is not there, or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(
             f"cannot read the config {path}: {error.strerror}", hint="name a TOML file that can be read"
@@ -174,5 +174,11 @@ def _explain(error: ValidationError) -> ConfigError:
     ]
     missing = [".".join(map(str, i["loc"])) for i in error.errors() if i["type"] == "missing"]
     wrong = [".".join(map(str, i["loc"])) for i in error.errors() if i["type"] != "missing"]
-    hints = [f"set {name}=…" for name in missing] + [f"give {name or 'it'} another value" for name in wrong]
+    lists = [
+        f'write {".".join(map(str, i["loc"]))}=["…"]'
+        for i in error.errors()
+        if i["type"] in ("tuple_type", "list_type")
+    ]
+    hints = [f"set {name}=…" for name in missing] + lists
+    hints += [] if lists else [f"give {name or 'it'} another value" for name in wrong]
     return ConfigError("; ".join(lines), hint=", ".join(hints))

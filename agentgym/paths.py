@@ -8,17 +8,29 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agentgym.errors import StorageFailed
 
+# https://bford.info/cachedir/: backups leave such folders out.
+TAG = "CACHEDIR.TAG"
+_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n# Made by AgentGym; it can be made again.\n"
+
 
 def cache_dir(*parts: str) -> Path:
-    """``$AGENTGYM_CACHE`` (default: the XDG cache), joined with ``parts`` and created."""
-    root = os.environ.get("AGENTGYM_CACHE") or _xdg("XDG_CACHE_HOME", ".cache")
-    path = Path(root).expanduser().joinpath(*parts)
+    """``$AGENTGYM_CACHE`` (default: the XDG cache), joined with ``parts`` and created.
+
+    The first of ``parts`` gets a ``CACHEDIR.TAG`` when it is made: what lacks one is not ours to delete.
+    """
+    root = Path(os.environ.get("AGENTGYM_CACHE") or _xdg("XDG_CACHE_HOME", ".cache")).expanduser()
+    path = root.joinpath(*parts)
     try:
+        if parts and not (entry := root / parts[0]).exists():
+            root.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # another process was first
+                entry.mkdir()
+                (entry / TAG).write_text(_SIGNATURE, encoding="ascii")
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageFailed(

@@ -25,10 +25,20 @@ _SECRET_WORDS = frozenset(
         "credential",
         "credentials",
         "authorization",
+        "pwd",
+        "passcode",
+        "cookie",
+        "cookies",
     }
 )
 _KEY_OWNERS = frozenset({"api", "access", "private", "signing", "encryption", "auth", "ssh"})
 _TOKEN_OWNERS = _KEY_OWNERS | {"bearer", "refresh", "session", "hf", "hub", "github", "gitlab", "wandb"}
+# Keys that look things up.
+_PLAIN_KEYS = frozenset(
+    {"sort", "cache", "primary", "foreign", "group", "public", "partition", "index", "dict", "json", "row"}
+    | {"column", "task", "state", "anchor", "map", "hot", "arrow", "shortcut", "no", "any", "each", "per"}
+    | {"unknown", "missing", "known", "record", "metric", "tree", "seed", "node", "lookup", "hash", "config"}
+)
 # Names of tokens that a model reads, and of counts: the word `token` is no secret there.
 _MODEL_TOKENS = frozenset(
     {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "special", "stop", "end", "begin", "start", "image"}
@@ -59,6 +69,8 @@ def is_secret(name: str) -> bool:
     if any(word in ("key", "keys") and owner in _KEY_OWNERS for owner, word in owners):
         return True
     owner = words[-2] if len(words) > 1 else ""
+    if words[-1] == "auth" or (words[-1] == "key" and owner and owner not in _PLAIN_KEYS):
+        return True
     if words[-1] == "token":
         return owner not in _MODEL_TOKENS
     return words[-1] == "tokens" and owner in _TOKEN_OWNERS
@@ -70,6 +82,28 @@ def redact_text(text: str) -> str:
     text = _BEARER.sub(rf"\1 {MASK}", text)
     text = _USER_INFO.sub(rf"\1{MASK}@", text)
     return _ASSIGNMENT.sub(lambda m: f"{m[1]}{m[2]}{MASK}" if is_secret(m[1]) else m[0], text)
+
+
+def secret_values(mapping: Mapping[str, Any]) -> set[str]:
+    """The strings that :func:`redact` masks for their key's sake, to be kept out of texts that quote them.
+
+    Strings of fewer than four characters are left out: they occur in any text.
+    """
+    found: set[str] = set()
+
+    def look(name: str, value: Any, secret: bool) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                look(str(key), inner, secret or is_secret(str(key)))
+        elif isinstance(value, str):
+            if secret and len(value) >= 4:
+                found.add(value)
+        elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+            for inner in value:
+                look(name, inner, secret)
+
+    look("", mapping, False)
+    return found
 
 
 def redact(mapping: Mapping[str, Any]) -> dict[str, Any]:

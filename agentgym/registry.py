@@ -19,6 +19,7 @@ from gymnasium.envs.registration import registry as gymnasium_registry
 from agentgym import plugins
 from agentgym.env import Env
 from agentgym.errors import MissingDependency, UnknownName, UsageError
+from agentgym.redaction import redact
 
 NAMESPACE = "agentgym"
 
@@ -138,6 +139,8 @@ def _teaching(name: str, family: Family | None, kwargs: Mapping[str, Any]) -> It
     except TypeError as error:
         refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if refused is None or refused[1] not in kwargs:
+            given = ", ".join(f"{key}={value!r}" for key, value in redact(kwargs).items())
+            error.add_note(f"while making {name} with {given or 'no arguments'}")
             raise
         factory: Any = gymnasium_registry[name].entry_point if name in gymnasium_registry else name
         if isinstance(factory, str):

@@ -43,6 +43,7 @@ def test_an_unknown_key_names_the_nearest(override: str, near: str) -> None:
 @pytest.mark.parametrize(
     ("override", "key"),
     [("groups=many", "groups"), ("groups=0", "groups"), ("optimiser.lr=-1", "optimiser.lr"),
+     ("optimiser.lr=inf", "optimiser.lr"), ("trackers=wandb", "trackers"),
      ("rollout.layout=tree", "rollout.layout"), ("loss.clip_low=x", "loss.clip_low")],
 )  # fmt: skip
 def test_a_wrong_value_names_its_key(override: str, key: str) -> None:
@@ -123,3 +124,14 @@ def test_what_is_saved_reproduces_the_config_without_secrets(tmp_path: Path) -> 
     assert "env.kwargs.api_key=" in caught.value.hint
     with pytest.raises(UsageError, match="its own settings"):
         launch.reopen(tmp_path, ["env.kwargs.api_key=hunter22", "steps=3"])
+
+
+def test_a_list_is_asked_for_as_one() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve("trackers=wandb")
+    assert 'trackers=["…"]' in caught.value.hint
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("steps = 3\n", encoding="utf-8-sig")
+    assert configuration.read_toml(tmp_path / "c.toml") == {"steps": 3}

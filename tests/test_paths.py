@@ -28,6 +28,17 @@ def test_the_cache_is_the_named_folder_else_that_of_the_desktop_else_the_home(
     assert (home / "mine/a/b").is_dir()
 
 
+def test_what_was_made_is_tagged_and_what_was_there_is_not(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTGYM_CACHE", str(home))
+    (home / "theirs").mkdir()
+    paths.cache_dir("theirs", "a")
+    paths.cache_dir("ours", "a")
+    assert (home / "ours" / paths.TAG).read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+    assert not (home / "theirs" / paths.TAG).exists()
+
+
 def test_a_cache_that_cannot_be_made_names_the_variable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "file").write_text("in the way")
     monkeypatch.setenv("AGENTGYM_CACHE", str(home / "file"))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentgym.redaction import MASK, is_secret, redact, redact_text
+from agentgym.redaction import MASK, is_secret, redact, redact_text, secret_values
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ from agentgym.redaction import MASK, is_secret, redact, redact_text
         "api_key", "apiKey", "OPENAI_API_KEY", "api-key", "api_key_2", "token", "HF_TOKEN", "--token",
         "access_token", "authToken", "api_tokens", "secret", "client_secret", "AWS_SECRET_ACCESS_KEY",
         "password", "db_password", "passwd", "Authorization", "private_key", "credentials",
-        "policy.api_key",
+        "policy.api_key", "openai_key", "ANTHROPIC_KEY", "license_key", "pwd", "auth", "session_cookie",
     ],
 )  # fmt: skip
 def test_names_of_secrets(name: str) -> None:
@@ -26,7 +26,7 @@ def test_names_of_secrets(name: str) -> None:
         "max_tokens", "token_ids", "tokens", "max_sampled_tokens", "token_budget", "eos_token",
         "pad_token_id", "cost_per_token", "key", "keys", "api_key_env", "token_file", "password_path",
         "sort_key", "tokenizer", "secretary", "loss_agg_mode", "token_level", "next_token", "keyboard",
-        "base_url",
+        "base_url", "public_key", "cache_key", "primary_key", "author", "authentic", "no_auth_needed",
     ],
 )  # fmt: skip
 def test_names_that_are_no_secrets(name: str) -> None:
@@ -57,6 +57,12 @@ def test_values_are_masked_and_the_shape_stays() -> None:
         "max_tokens": 256,
     }
     assert given_["api_key"] == "abc"
+
+
+def test_secret_values_are_those_that_are_masked_by_name() -> None:
+    given_ = {"api_key": "abcd", "auth": ["efgh", {"pin": "ijkl"}], "token": "abc", "name": "mnop", "n": 3}
+    assert secret_values(given_) == {"abcd", "efgh", "ijkl"}
+    assert not any(value in str(redact(given_)) for value in secret_values(given_))
 
 
 @pytest.mark.parametrize(

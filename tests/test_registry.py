@@ -101,8 +101,9 @@ def test_an_unknown_argument_lists_the_near_ones(registered: None, name: str) ->
 
 
 def test_other_type_errors_stay_what_they_are(registered: None) -> None:
-    with pytest.raises(TypeError, match="not supported between"):
+    with pytest.raises(TypeError, match="not supported between") as caught:
         agentgym.make("agentgym.testing:EchoEnv", turns="many")
+    assert caught.value.__notes__ == ["while making agentgym.testing:EchoEnv with turns='many'"]
 
 
 def test_a_missing_extra_is_named(registered: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agentgym.errors import StorageFailed, UsageError
@@ -37,13 +39,16 @@ class Checkpoint:
     extra: Mapping[str, Any]
 
     def restore(self, learner: Learner) -> None:
-        """Put weights, optimiser and counters back, exactly."""
-        state = json.loads((self.folder / "state.json").read_text())
-        learner.load_state(
-            load_file(self.folder / "weights.safetensors"),
-            load_file(self.folder / "optimiser.safetensors"),
-            state["counters"],
-        )
+        """Put weights, optimiser and counters back, exactly.
+
+        Raises:
+            UsageError: Its files are damaged, or another model's.
+        """
+        with _whole(self.folder):
+            state = json.loads((self.folder / "state.json").read_text())
+            weights = load_file(self.folder / "weights.safetensors")
+            moments = load_file(self.folder / "optimiser.safetensors")
+        learner.load_state(weights, moments, state["counters"])
 
 
 def save(root: Path, step: int, learner: Learner, extra: Mapping[str, Any], *, keep: int = 1) -> Checkpoint:
@@ -110,18 +115,30 @@ def latest(root: Path) -> Checkpoint | None:
     """The last whole checkpoint under ``root``, if any.
 
     Raises:
-        UsageError: It was written by a later version.
+        UsageError: It was written by a later version, or is damaged.
     """
     folders = _steps(root)
     if not folders:
         return None
-    state = json.loads((folders[-1] / "state.json").read_text())
+    with _whole(folders[-1]):
+        state = json.loads((folders[-1] / "state.json").read_text())
     if state["format"] > FORMAT:
         raise UsageError(
             f"{folders[-1]} has checkpoint format {state['format']}, this version reads up to {FORMAT}",
             hint="pip install --upgrade agentgym-llm",
         )
     return Checkpoint(folders[-1], state["step"], state["extra"])
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(
+            f"the checkpoint {folder} is damaged: {error}",
+            hint="delete it, and the run resumes from the one before, or from its start",
+        ) from error
 
 
 def _steps(root: Path) -> list[Path]:

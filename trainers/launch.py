@@ -15,6 +15,7 @@ from typing import Any
 from agentgym import config as configuration
 from agentgym import plugins
 from agentgym.errors import UnknownName, UsageError
+from agentgym.journal import FILE, header
 from agentgym.redaction import MASK
 from agentgym.trainers import ALGORITHMS
 from agentgym.trainers.config import TrainConfig
@@ -74,7 +75,11 @@ def reopen(folder: Path, overrides: Sequence[str] = ()) -> tuple[Algorithm, Trai
     """
     path = folder / "config.toml"
     if not path.exists():
-        raise UsageError(f"{folder} holds no run to resume", hint="name the folder that --out created")
+        evaluated = (folder / FILE).exists() and header(folder).get("kind") == "eval"
+        raise UsageError(
+            f"{folder} holds no run to resume",
+            hint=f"agentgym eval --resume {folder}" if evaluated else "name the folder that --out created",
+        )
     saved = configuration.read_toml(path)
     algorithm = plugins.find("algorithms", saved["algorithm"], ALGORITHMS, "algorithm")
     masked, given = set(_masked(saved)), {text.partition("=")[0].strip() for text in overrides}

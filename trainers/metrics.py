@@ -146,6 +146,13 @@ TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
 }
 
 
+def require(names: Sequence[str]) -> None:
+    """Raise :class:`UnknownName` for a tracker that there is not."""
+    for name in names:
+        if name not in TRACKERS:
+            raise UnknownName("tracker", name, TRACKERS)
+
+
 class Metrics:
     """All trackers of a run.
 
@@ -155,9 +162,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, names: Sequence[str], config: Mapping[str, Any]) -> None:
-        for name in names:
-            if name not in TRACKERS:
-                raise UnknownName("tracker", name, TRACKERS)
+        require(names)
         self._trackers: list[Tracker] = [JsonLines(folder)]
         try:
             for name in names:

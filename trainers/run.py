@@ -31,7 +31,7 @@ from agentgym.trainers import checkpoint as checkpoints
 from agentgym.trainers.collect import collect
 from agentgym.trainers.config import TrainConfig
 from agentgym.trainers.learner import Learner
-from agentgym.trainers.metrics import Metrics
+from agentgym.trainers.metrics import Metrics, require
 from agentgym.trajectory import Trajectory
 
 
@@ -129,7 +129,9 @@ class Run:
             )
         # What cannot be had is said before there is a folder: the same --out then works with a better name.
         models.resolve(config.model.name)
-        self.tasks()
+        self.tasks(config.evaluation.split if config.evaluation.every else None)
+        config.env.stack()
+        require(config.trackers)
         header = {
             "kind": "train",
             "config": config.model_dump(mode="json"),

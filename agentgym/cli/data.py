@@ -123,14 +123,17 @@ def textworld(
 @click.argument("entry", required=False)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def clear(entry: str | None, yes: bool) -> None:
-    """Delete the cache, or its ENTRY alone (models, textworld). It is rebuilt as it is needed."""
+    """Delete the cache, or its ENTRY alone (models, textworld). It is rebuilt as it is needed.
+
+    What AgentGym did not make is left alone.
+    """
     root = paths.cache_dir()
-    entries = {path.name: path for path in sorted(root.iterdir())}
+    entries = {path.name: path for path in sorted(root.iterdir()) if (path / paths.TAG).is_file()}
     if entry is not None and entry not in entries:
         raise UnknownName("entry of the cache", entry, entries, hint=f"the cache is {root}")
     doomed = list(entries.values()) if entry is None else [entries[entry]]
     if not doomed:
-        click.echo(f"the cache {root} is empty")
+        click.echo(f"the cache {root} holds nothing that AgentGym made")
         return
     for path in doomed:
         click.echo(f"{path}  {_size(_bytes(path))}")

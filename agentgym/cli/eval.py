@@ -83,6 +83,7 @@ class Evaluation:
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     max_failure_rate: float,
     against: Path | None,
     as_json: bool,
@@ -108,15 +109,20 @@ def command(
         if against is not None:
             journal.header(against)  # A mistyped folder must not cost a whole evaluation.
         report = _run(wanted)
-        document = report.to_json()
+        document, incomparable = report.to_json(), None
         if against is not None:
-            document["difference"] = _difference(against, wanted.out, report.seed)
+            try:
+                document["difference"] = _difference(against, wanted.out, report.seed)
+            except UsageError as error:  # said below: the evaluation itself is done
+                incomparable = error
     if as_json:
         write_json(document)
     elif markdown:
         click.echo(report.markdown(), nl=False)
     else:
         _print(results(), report, document.get("difference"))
+    if incomparable is not None:
+        raise incomparable
     if report.failure_rate > max_failure_rate or report.success is None:
         _complain(messages(), report, max_failure_rate, wanted.out)
         raise SystemExit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -18,4 +19,5 @@ def command(name: str, folder: Path) -> None:
 
     for path in create(name, folder):
         click.echo(path)
-    click.echo(f"\nnext: pip install -e '{folder / name}[dev]' && python -m pytest {folder / name}")
+    package, tests = shlex.quote(f"{folder / name}[dev]"), shlex.quote(str(folder / name))
+    click.echo(f"\nnext: pip install -e {package} && python -m pytest {tests}")

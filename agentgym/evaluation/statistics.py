@@ -211,8 +211,8 @@ def small_sample_note(interval: Interval, tasks: int, *, half_width: float = 0.1
     z = NormalDist().inv_cdf(0.975)
     # p = 1/2 is the worst case: nobody knows the rate before the run.
     wanted = math.ceil(z * z / 4 / half_width**2)
-    few = f"{tasks} task{'' if tasks == 1 else 's'}"
+    few = "1 task leaves" if tasks == 1 else f"{tasks} tasks leave"
     return (
-        f"n is small: {few} leave the success rate uncertain by ±{100 * reached:.0f} points; "
+        f"n is small: {few} the success rate uncertain by ±{100 * reached:.0f} points; "
         f"about {wanted} tasks give ±{100 * half_width:.0f}"
     )

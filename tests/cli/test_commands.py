@@ -203,6 +203,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "models" / "one").mkdir(parents=True)
     (folder / "models" / "one" / "weights").write_bytes(b"x" * 2_500_000)
     (folder / "games").mkdir()
+    for made in ("models", "games"):
+        (folder / made / "CACHEDIR.TAG").touch()
+    (folder / "mine").mkdir()
     (folder / "outside").symlink_to(tmp_path)
     return folder
 
@@ -226,7 +229,7 @@ def test_data_clear_asks_and_deletes_no_more_than_the_cache(
 ) -> None:
     (tmp_path / "kept").write_text("kept")
     assert "add --yes" in agentgym("data", "clear").err
-    assert "known: games, models, outside" in agentgym("data", "clear", "zzz").err
+    assert "known: games, models;" in agentgym("data", "clear", "zzz").err
     asked = terminal("data", "clear", "models")
     asked.wait_for("delete? [y/N]")
     asked.type("n\n")
@@ -234,8 +237,9 @@ def test_data_clear_asks_and_deletes_no_more_than_the_cache(
     assert agentgym("data", "clear", "models", "--yes").code == 0
     assert not (cache / "models").exists() and (cache / "games").exists()
     assert agentgym("data", "clear", "--yes").code == 0
-    assert list(cache.iterdir()) == [] and (tmp_path / "kept").read_text() == "kept"
-    assert "is empty" in agentgym("data", "clear").out
+    assert sorted(path.name for path in cache.iterdir()) == ["mine", "outside"]
+    assert (tmp_path / "kept").read_text() == "kept"
+    assert "nothing that AgentGym made" in agentgym("data", "clear").out
 
 
 def test_data_get_prints_the_folder(agentgym: Run, tiny_model: Path) -> None:

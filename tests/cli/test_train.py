@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from agentgym.cli.root import main
+from agentgym.journal import Journal
 
 GIVEN = ["env=agentgym.testing:EchoEnv", "model=tiny"]
 
@@ -34,19 +35,32 @@ def test_a_dry_run_prints_the_config_without_secrets(capsys: pytest.CaptureFixtu
         (["gropo", *GIVEN], "grpo"),
         (["grpo", *GIVEN, "group_sise=2"], "group_size"),
         (["--resume", "nowhere"], "no run to resume"),
+        (["--resume", "evaluated"], "agentgym eval --resume evaluated"),
         (["grpo", "--resume", "nowhere"], "takes the saved config"),
     ],
 )
 def test_mistakes_are_explained(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Journal.create("evaluated", {"kind": "eval"}).close()
     assert call(*arguments) == 2
     errors = capsys.readouterr().err
     assert message in errors and "hint:" in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [("model=./none", "none"), ("env=agentgym.testing:EchoEmv", "EchoEmv")]
+    ("wrong", "message"),
+    [
+        ("trackers=['wandv']", "wandb"),
+        ("env.parser=tag", "tags"),
+        ("model=./none", "none"),
+        ("env=agentgym.testing:EchoEmv", "EchoEmv"),
+    ],
 )
 def test_what_cannot_be_had_leaves_a_message_and_no_folder(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, wrong: str, message: str

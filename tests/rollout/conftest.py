@@ -71,6 +71,17 @@ class Wild(Env):
         return Transition("ok", np.float32(0.5), info={"odd": object(), ("k",): {3, "x"}})
 
 
+class Leaky(EchoEnv):
+    """Quotes in its error what it was called with."""
+
+    def __init__(self, api_key="", *, render_mode=None):
+        super().__init__()
+        self._key = api_key
+
+    def begin(self, task):
+        raise RuntimeError(f"refused key {self._key}")
+
+
 class Jittery(EchoEnv):
     """Answers after a random while."""
 

@@ -165,6 +165,12 @@ def test_a_failing_environment_ends_its_own_episode_and_may_be_the_policys_doing
     assert calm.reward == 1.0
 
 
+def test_what_an_error_quotes_of_the_secrets_is_masked(play: Play, wild: str) -> None:
+    env = EnvConfig(f"{wild}:Leaky", {"api_key": "hunter22"})
+    (ended,) = play(env, Answers(lambda request: "x"), [Episode("e", "echo-train-0")])
+    fails(ended, "infra_failed(environment)", "refused key ***", doubtful=False)
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_failing_policy_ends_episodes_as_its_own_failure(play: Play, deterministic: bool) -> None:
     async def hang(request: Request) -> str:

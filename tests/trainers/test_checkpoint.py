@@ -97,3 +97,13 @@ def test_another_model_s_or_a_later_version_s_is_refused(make_learner: Make, tmp
     (saved.folder / "state.json").write_text(json.dumps({**state, "format": 99}))
     with pytest.raises(UsageError, match="format 99"):
         checkpoint.latest(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimiser.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_named(make_learner: Make, tmp_path: Path, file: str) -> None:
+    saved = checkpoint.save(tmp_path, 1, make_learner(), {})
+    path = saved.folder / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UsageError, match=rf"{saved.folder.name} is damaged") as caught:
+        checkpoint.latest(tmp_path).restore(make_learner())
+    assert "delete it" in caught.value.hint
