@@ -264,7 +264,7 @@ class RecordReader:
         if position >= 0 or self.offset == _PREAMBLE_SIZE:
             raise JournalError(
                 f"{self.path} is damaged at byte {self.offset}: the checksum of a record does not match",
-                hint="restore the file from a copy; the records before that byte are readable",
+                hint="restore the file from a copy, or start the run anew",
             )
         self.torn = len(tail)
 

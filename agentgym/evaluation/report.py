@@ -200,6 +200,9 @@ def summarise(
     passes = {k: value for k in candidates if k and (value := mean_pass_at_k(counts, k)) is not None}
     success = success_interval(verdicts, tasks, seed=seed) if valid else None
     all_notes = list(notes)
+    if silent := [t for t in valid if not t.turns]:
+        why = f" ({silent[0].outcome.detail})" if silent[0].outcome and silent[0].outcome.detail else ""
+        all_notes.append(f"episodes that ended before their first turn: {len(silent)}{why}")
     if success is None:
         all_notes.append("every episode was lost to infrastructure: there is nothing to average")
     elif (note := small_sample_note(success, len(drawn))) is not None:

@@ -109,6 +109,12 @@ def test_markdown_and_table_say_the_same_and_let_no_name_break_them() -> None:
     assert "| success if lost | 50.0 % |" in markdown
 
 
+def test_episodes_without_a_turn_are_told() -> None:
+    outcome = Outcome.truncated("context", "the prompt has 600 tokens")
+    made = report([played("a", "t", [], outcome=outcome), played("b", "u", [0.0])])
+    assert "episodes that ended before their first turn: 1 (the prompt has 600 tokens)" in made.notes
+
+
 def test_a_comparison_is_paired_by_task_and_leaves_out_what_was_lost() -> None:
     before = [played(f"{i}", f"t{i}", [0.0], success=i < 3) for i in range(10)]
     after = [played(f"{i}", f"t{i}", [0.0], success=i < 6) for i in range(9)]
