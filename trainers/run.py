@@ -129,7 +129,9 @@ class Run:
             )
         # What cannot be had is said before there is a folder: the same --out then works with a better name.
         models.resolve(config.model.name)
-        self.tasks(config.evaluation.split if config.evaluation.every else None)
+        self.tasks()
+        if config.evaluation.every:
+            self.tasks(config.evaluation.split)
         config.env.stack()
         require(config.trackers)
         header = {
