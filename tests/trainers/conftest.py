@@ -13,6 +13,12 @@ from agentgym.messages import TextPart
 from agentgym.outcome import Outcome
 from agentgym.trajectory import Segment, Trajectory, Turn
 
+
+def pytest_pycollect_makemodule() -> None:
+    """All that lies here needs torch: without it the folder is skipped, and said to be."""
+    pytest.importorskip("torch")
+
+
 ECHO = ["env=agentgym.testing:EchoEnv", "env.kwargs.words=2"]
 SMALL = ["rollout.max_tokens=4", "rollout.deterministic=true", "trackers=[]", "model.autocast=none"]
 

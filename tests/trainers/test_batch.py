@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-
-from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from agentgym.conversation import Conversation  # noqa: E402
-from agentgym.messages import TextPart  # noqa: E402
-from agentgym.outcome import Outcome  # noqa: E402
-from agentgym.policies.base import Completion  # noqa: E402
-from agentgym.trainers.batch import Row, collate, distinct, micro_batches, rows, tokenize  # noqa: E402
-from agentgym.trajectory import Segment, Trajectory, Turn  # noqa: E402
+from agentgym.conversation import Conversation
+from agentgym.messages import TextPart
+from agentgym.outcome import Outcome
+from agentgym.policies.base import Completion
+from agentgym.trainers.batch import Row, collate, distinct, micro_batches, rows, tokenize
+from agentgym.trajectory import Segment, Trajectory, Turn
 
 
 def test_a_row_is_a_segment_of_a_valid_trajectory(make_trajectory: Callable[..., Trajectory]) -> None:

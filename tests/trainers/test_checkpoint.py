@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from agentgym.errors import StorageFailed, UsageError  # noqa: E402
-from agentgym.trainers import checkpoint  # noqa: E402
-from agentgym.trainers.batch import rows  # noqa: E402
+from agentgym.errors import StorageFailed, UsageError
+from agentgym.trainers import checkpoint
+from agentgym.trainers.batch import rows
 
 Make = Callable[..., Any]
 

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from agentgym import journal  # noqa: E402
-from agentgym.policies import models  # noqa: E402
-from agentgym.trainers import cloning, launch  # noqa: E402
-from agentgym.trainers.checkpoint import latest  # noqa: E402
-from agentgym.trainers.metrics import load as load_metrics  # noqa: E402
+from agentgym import journal
+from agentgym.policies import models
+from agentgym.trainers import cloning, launch
+from agentgym.trainers.checkpoint import latest
+from agentgym.trainers.metrics import load as load_metrics
 
 FAST = ["demonstrations=16", "batch_rows=8", "optimiser.lr=3e-3", "evaluation.episodes=16"]
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-
 from agentgym.errors import EnvironmentFailed, UsageError
 from agentgym.outcome import Outcome
 from agentgym.policies import make_policy

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from agentgym import journal  # noqa: E402
-from agentgym.errors import ConfigError  # noqa: E402
-from agentgym.outcome import Outcome  # noqa: E402
-from agentgym.trainers import grpo  # noqa: E402
-from agentgym.trainers.collect import Collection  # noqa: E402
-from agentgym.trainers.metrics import load as load_metrics  # noqa: E402
-from agentgym.trajectory import Trajectory  # noqa: E402
+from agentgym import journal
+from agentgym.errors import ConfigError
+from agentgym.outcome import Outcome
+from agentgym.trainers import grpo
+from agentgym.trainers.collect import Collection
+from agentgym.trainers.metrics import load as load_metrics
+from agentgym.trajectory import Trajectory
 
 Make = Callable[..., Any]
 LAYOUTS = [((3, 2),), ((20, 6), (9, 3)), ((5, 0),), ((8, 1), (4, 4), (4, 1)), ((30, 12),), ((2, 3),)]

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from agentgym.errors import UsageError  # noqa: E402
-from agentgym.trainers.aggregation import AGGREGATION_MODES, Denominators  # noqa: E402
-from agentgym.trainers.batch import collate, rows  # noqa: E402
-from agentgym.trainers.policy_loss import PolicyLossConfig, policy_loss  # noqa: E402
+from agentgym.errors import UsageError
+from agentgym.trainers.aggregation import AGGREGATION_MODES, Denominators
+from agentgym.trainers.batch import collate, rows
+from agentgym.trainers.policy_loss import PolicyLossConfig, policy_loss
 
 Make = Callable[..., Any]
 

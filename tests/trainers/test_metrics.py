@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-
 from agentgym.errors import MissingDependency, StorageFailed, UnknownName
 from agentgym.trainers import metrics
 

@@ -14,15 +14,13 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
-
-from agentgym import journal  # noqa: E402
-from agentgym.errors import JournalError, UsageError  # noqa: E402
-from agentgym.trainers import launch  # noqa: E402
-from agentgym.trainers.checkpoint import latest  # noqa: E402
-from agentgym.trainers.metrics import load as load_metrics  # noqa: E402
-from agentgym.trainers.run import Silent  # noqa: E402
-from agentgym.trajectory import Trajectory  # noqa: E402
+from agentgym import journal
+from agentgym.errors import JournalError, UsageError
+from agentgym.trainers import launch
+from agentgym.trainers.checkpoint import latest
+from agentgym.trainers.metrics import load as load_metrics
+from agentgym.trainers.run import Silent
+from agentgym.trajectory import Trajectory
 
 Train = Callable[..., Path]
 RUN = [
