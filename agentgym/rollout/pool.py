@@ -241,12 +241,19 @@ class EnvPool:
 
     @contextlib.asynccontextmanager
     async def lease(self) -> AsyncIterator[Handle]:
-        """A handle for one episode. An error in the block discards it; the next lease makes another."""
+        """A handle for one episode.
+
+        An error in the block discards it, and the next lease makes another; unless it is the policy's, which
+        comes between two calls of the environment.
+        """
         async with self._slots:
             handle = self._idle.pop() if self._idle else self._make()
             try:
                 yield handle
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, InfrastructureError) and error.boundary == "policy":
+                    self._idle.append(handle)
+                    raise
                 # Shielded: a cancelled episode still ends what it started.
                 await asyncio.shield(handle.discard())
                 if isinstance(handle, _ThreadHandle) and handle.hangs:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from agentgym.errors import DeadlineExceeded, EnvironmentFailed, UnknownName
+from agentgym.errors import DeadlineExceeded, EnvironmentFailed, PolicyFailed, UnknownName
 from agentgym.messages import text_of
 from agentgym.rollout import pool as pools
 from agentgym.rollout.pool import EnvPool, Handle
@@ -269,3 +269,30 @@ def test_kill_9_of_the_owner_leaves_no_worker(wild: str, tmp_path: Path) -> None
         assert gone(worker)
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (PolicyFailed("out of memory"), True),
+        (DeadlineExceeded("generate", 1.0, boundary="policy"), True),
+        (EnvironmentFailed("broken"), False),
+        (ValueError("a mistake"), False),
+    ],
+)
+def test_an_environment_outlives_the_failure_of_a_policy(kind: Any, error: Exception, kept: bool) -> None:
+    async def run() -> None:
+        pool = EnvPool(EnvConfig("agentgym.testing:EchoEnv", worker=kind), 1)
+        try:
+            with pytest.raises(type(error)):
+                async with pool.lease() as first:
+                    await first.reset(0, None, 60)
+                    raise error
+            async with pool.lease() as second:
+                assert (second is first) == kept
+                assert (await second.reset(1, None, 60)).content
+        finally:
+            await pool.aclose()
+
+    asyncio.run(run())
