@@ -167,18 +167,15 @@ def _unknown_key(path: tuple[str, ...], known: Mapping[str, Any]) -> ConfigError
 
 
 def _explain(error: ValidationError) -> ConfigError:
-    lines = [
-        f"{'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}"
-        + ("" if item["type"] == "missing" else f", got {item['input']!r}"[:200])
-        for item in error.errors()
-    ]
-    missing = [".".join(map(str, i["loc"])) for i in error.errors() if i["type"] == "missing"]
-    wrong = [".".join(map(str, i["loc"])) for i in error.errors() if i["type"] != "missing"]
-    lists = [
-        f'write {".".join(map(str, i["loc"]))}=["…"]'
-        for i in error.errors()
-        if i["type"] in ("tuple_type", "list_type")
-    ]
-    hints = [f"set {name}=…" for name in missing] + lists
-    hints += [] if lists else [f"give {name or 'it'} another value" for name in wrong]
-    return ConfigError("; ".join(lines), hint=", ".join(hints))
+    lines, missing, lists, wrong = [], [], [], []
+    for item in error.errors():
+        name, kind = ".".join(map(str, item["loc"])), item["type"]
+        got = "" if kind == "missing" else f", got {item['input']!r}"[:200]
+        lines.append(f"{name or 'config'}: {item['msg']}{got}")
+        if kind == "missing":
+            missing.append(f"set {name}=…")
+        elif kind in ("tuple_type", "list_type"):
+            lists.append(f'write {name}=["…"]')
+        else:
+            wrong.append(f"give {name or 'it'} another value")
+    return ConfigError("; ".join(lines), hint=", ".join(missing + lists + wrong))

@@ -158,7 +158,7 @@ class RecordWriter:
         try:
             yield
         except OSError as error:
-            self._failure = _storage_failed(self.path, error)
+            self._failure = storage_failed(self.path, error)
             raise self._failure from error
 
     def __del__(self) -> None:
@@ -189,7 +189,7 @@ class RecordWriter:
             ) from None
         except OSError as error:
             os.close(lock)
-            raise _storage_failed(path, error) from error
+            raise storage_failed(path, error) from error
         return cls(path, lock)
 
     def _open(self) -> None:
@@ -310,7 +310,8 @@ def _no_journal(path: Path) -> JournalError:
     return JournalError(f"there is no journal in {path.parent}", hint="name the folder of a run")
 
 
-def _storage_failed(path: Path, error: OSError) -> StorageFailed:
+def storage_failed(path: Path, error: OSError) -> StorageFailed:
+    """What to raise where a file of a run cannot be written."""
     return StorageFailed(
         f"cannot write {path}: {error.strerror}",
         hint="free or enlarge the disk, check the folder's permissions, then resume the run; "

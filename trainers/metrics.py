@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from agentgym.errors import MissingDependency, StorageFailed, UnknownName
+from agentgym.errors import MissingDependency, UnknownName
+from agentgym.records import storage_failed
 
 FILE = "metrics.jsonl"
 
@@ -51,10 +52,7 @@ class JsonLines:
             self._file.write(json.dumps({"step": step, **plain}) + "\n")
             self._file.flush()
         except OSError as error:
-            raise StorageFailed(
-                f"cannot write {self._file.name}: {error.strerror}",
-                hint="free space on the disk, then resume the run",
-            ) from error
+            raise storage_failed(Path(self._file.name), error) from error
 
     def close(self) -> None:
         """Close the file."""

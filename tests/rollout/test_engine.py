@@ -71,7 +71,8 @@ def test_the_kinds_of_worker_give_the_same_trajectories(
     assert all(t.outcome == Outcome.completed() and t.turns and t.final_observation for t in one)
 
 
-def test_a_thousand_episodes_at_once(play: Play) -> None:
+def crowd(play: Play, episodes: int, turns: int, concurrency: int) -> tuple[list[Trajectory], int]:
+    """Play no-op episodes; return them, and how many were alive at once at the most."""
     alive, most = set[str](), 0
 
     async def answer(request: Request) -> str:
@@ -79,29 +80,23 @@ def test_a_thousand_episodes_at_once(play: Play) -> None:
         alive.add(request.id)
         most = max(most, len(alive))
         await asyncio.sleep(0)
-        if request.turn.turn == 2:
+        if request.turn.turn == turns - 1:
             alive.discard(request.id)
         return "wait"
 
-    done = play(EnvConfig(NOOP, {"turns": 3}), Answers(answer), noops(1000), concurrency=1000)
+    env = EnvConfig(NOOP, {"turns": turns})
+    return play(env, Answers(answer), noops(episodes), concurrency=concurrency), most
+
+
+def test_a_thousand_episodes_at_once(play: Play) -> None:
+    done, most = crowd(play, 1000, 3, concurrency=1000)
     assert [t.id for t in done] == [e.id for e in noops(1000)]
     assert all(t.reward == 1.0 and len(t.turns) == 3 for t in done)
     assert most == 1000
 
 
 def test_no_more_episodes_are_alive_than_asked_for(play: Play) -> None:
-    alive, most = set[str](), 0
-
-    async def answer(request: Request) -> str:
-        nonlocal most
-        alive.add(request.id)
-        most = max(most, len(alive))
-        await asyncio.sleep(0)
-        if request.turn.turn == 1:
-            alive.discard(request.id)
-        return "wait"
-
-    play(EnvConfig(NOOP, {"turns": 2}), Answers(answer), noops(20), concurrency=3)
+    _, most = crowd(play, 20, 2, concurrency=3)
     assert most == 3
 
 
