@@ -28,7 +28,7 @@ from agentgym.registry import base, make
 from agentgym.rollout.engine import Episode, RolloutEngine
 from agentgym.task import TaskSet
 from agentgym.trainers import checkpoint as checkpoints
-from agentgym.trainers.collect import collect
+from agentgym.trainers.collect import collect, environment_metrics
 from agentgym.trainers.config import TrainConfig
 from agentgym.trainers.learner import Learner
 from agentgym.trainers.metrics import Metrics, require
@@ -218,11 +218,11 @@ class Run:
             )
         finally:
             await engine.aclose()
-        valid = [t for t in ended if t.valid]
+        seen = environment_metrics(ended)
         return {
-            "eval/success": sum(t.success for t in valid) / max(len(valid), 1),
-            "eval/episodes": float(len(valid)),
-            "eval/infra_failed": float(len(ended) - len(valid)),
+            "eval/success": seen["success"],
+            "eval/episodes": seen["episodes"] - seen["infra_failed"],
+            "eval/infra_failed": seen["infra_failed"],
         }
 
     async def finish_step(
