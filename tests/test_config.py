@@ -12,14 +12,14 @@ pytest.importorskip("torch")
 from agentgym import config as configuration
 from agentgym.errors import ConfigError, UnknownName, UsageError
 from agentgym.trainers import launch
-from agentgym.trainers.grpo import GRPOConfig
+from agentgym.trainers.policy_gradient import PolicyGradientConfig
 
 BASE = ["env=agentgym.testing:EchoEnv", "model=tiny"]
 
 
-def resolve(*overrides: str, name: str = "grpo", sources: tuple[Path, ...] = ()) -> GRPOConfig:
+def resolve(*overrides: str, name: str = "grpo", sources: tuple[Path, ...] = ()) -> PolicyGradientConfig:
     _, config = launch.resolve(name, sources, [*BASE, *overrides])
-    assert isinstance(config, GRPOConfig)
+    assert isinstance(config, PolicyGradientConfig)
     return config
 
 
@@ -91,7 +91,7 @@ def test_a_preset_loads_and_names_its_paper(name: str) -> None:
     path = launch.presets()[name]
     assert "20" in path.read_text().splitlines()[0] and "et al." in path.read_text().splitlines()[0]
     _, config = launch.resolve(name, overrides=BASE)
-    assert config.algorithm == "grpo"
+    assert config.algorithm == "policy-gradient"
 
 
 def test_presets_hold_their_papers_numbers() -> None:

@@ -12,5 +12,6 @@ if __name__ != "agentgym.trainers":
 
 ALGORITHMS = {
     "cloning": "agentgym.trainers.cloning:CLONING",
-    "grpo": "agentgym.trainers.grpo:GRPO",
+    "pocket": "agentgym.trainers.pocket:POCKET",
+    "policy-gradient": "agentgym.trainers.policy_gradient:POLICY_GRADIENT",
 }

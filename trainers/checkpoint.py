@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -21,7 +22,8 @@ from agentgym.errors import StorageFailed, UsageError
 from agentgym.policies.models import quiet_transformers
 from agentgym.trainers.learner import Learner
 
-FORMAT = 1
+FORMAT = 2
+POLICY = "policy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,33 +40,52 @@ class Checkpoint:
     step: int
     extra: Mapping[str, Any]
 
-    def restore(self, learner: Learner) -> None:
-        """Put weights, optimiser and counters back, exactly.
+    def restore(self, learner: Learner, name: str = POLICY) -> None:
+        """Put weights, optimiser and counters of the learner ``name`` back, exactly.
 
         Raises:
             UsageError: Its files are damaged, or another model's.
         """
         with _whole(self.folder):
             state = json.loads((self.folder / "state.json").read_text())
-            weights = load_file(self.folder / "weights.safetensors")
-            moments = load_file(self.folder / "optimiser.safetensors")
-        learner.load_state(weights, moments, state["counters"])
+            counters = state["counters"][name]
+            weights = load_file(self.folder / f"{name}-weights.safetensors")
+            moments = load_file(self.folder / f"{name}-optimiser.safetensors")
+        learner.load_state(weights, moments, counters)
 
 
-def save(root: Path, step: int, learner: Learner, extra: Mapping[str, Any], *, keep: int = 1) -> Checkpoint:
+def save(
+    root: Path,
+    step: int,
+    learner: Learner,
+    extra: Mapping[str, Any],
+    *,
+    others: Mapping[str, Learner] = MappingProxyType({}),
+    keep: int = 1,
+) -> Checkpoint:
     """Save under ``root/step-NNNNNN`` and delete all but the last ``keep``.
+
+    Args:
+        root: The run's folder of checkpoints.
+        step: Steps that are done.
+        learner: The policy's.
+        extra: What the algorithm keeps; JSON.
+        others: Further learners by name.
+        keep: Checkpoints that stay.
 
     Raises:
         StorageFailed: The disk is full or the folder cannot be written; earlier checkpoints stand.
     """
     final = root / f"step-{step:06d}"
     partial = root / f".{final.name}.partial"
-    weights, moments, counters = learner.state()
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(weights, partial / "weights.safetensors")
-        save_file(moments, partial / "optimiser.safetensors")
+        counters = {}
+        for name, each in {POLICY: learner, **others}.items():
+            weights, moments, counters[name] = each.state()
+            save_file(weights, partial / f"{name}-weights.safetensors")
+            save_file(moments, partial / f"{name}-optimiser.safetensors")
         state = {"format": FORMAT, "step": step, "counters": counters, "extra": dict(extra)}
         (partial / "state.json").write_text(json.dumps(state))
         for path in partial.iterdir():
@@ -122,10 +143,13 @@ def latest(root: Path) -> Checkpoint | None:
         return None
     with _whole(folders[-1]):
         state = json.loads((folders[-1] / "state.json").read_text())
-    if state["format"] > FORMAT:
+    if state["format"] != FORMAT:
+        later = state["format"] > FORMAT
         raise UsageError(
-            f"{folders[-1]} has checkpoint format {state['format']}, this version reads up to {FORMAT}",
-            hint="pip install --upgrade agentgym-llm",
+            f"{folders[-1]} has checkpoint format {state['format']}, this version reads format {FORMAT}",
+            hint="pip install --upgrade agentgym-llm"
+            if later
+            else "finish the run with the version it began on",
         )
     return Checkpoint(folders[-1], state["step"], state["extra"])
 

@@ -8,7 +8,7 @@ learning something to do.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,14 +18,15 @@ from torch import Tensor
 
 from agentgym.errors import UsageError
 from agentgym.policies import make_policy
-from agentgym.policies.base import PolicyContext
+from agentgym.policies.base import Policy, PolicyContext
 from agentgym.seeding import derive
 from agentgym.trainers.aggregation import Denominators, aggregate
 from agentgym.trainers.batch import Batch, Row, rows, tokenize
 from agentgym.trainers.collect import TaskOrder, collect, plan
 from agentgym.trainers.config import OptimiserSection, TrainConfig
-from agentgym.trainers.learner import Loss
+from agentgym.trainers.learner import Loss, Outputs
 from agentgym.trainers.run import Algorithm, Run
+from agentgym.trajectory import Trajectory
 
 
 class CloningConfig(TrainConfig):
@@ -49,7 +50,11 @@ async def train(config: CloningConfig, run: Run) -> None:
     if run.extra.get("stopped"):
         return
     run.progress.phase(f"collecting {config.demonstrations} expert episodes")
-    examples = await demonstrations(config, run)
+    await fit(config, run, await demonstrations(config, run))
+
+
+async def fit(config: CloningConfig, run: Run, examples: list[Row]) -> None:
+    """Take the steps over ``examples``, and evaluate on the way."""
     order_seed = derive(config.seed, "cloning")
     for step in range(run.first_step, config.steps):
         run.progress.phase("cloning")
@@ -72,30 +77,41 @@ async def demonstrations(config: CloningConfig, run: Run) -> list[Row]:
     stack = config.env.stack()
     answers = {"parser": stack.parser, "parser_options": dict(stack.parser_options)}
     expert = make_policy("expert", PolicyContext(stack.id, dict(stack.kwargs), answers))
-    engine = run.engine(expert)
     started = time.perf_counter()
-    try:
-        order = TaskOrder(run.tasks(), config.seed, config.env.tasks)
-        episodes = plan(order, 0, 0, config.demonstrations, 1)
-        trajectories = await collect(engine, episodes, run.restored, max_failure_rate=config.max_failure_rate)
-    finally:
-        await engine.aclose()
-        await expert.aclose()
+    trajectories = await play(config, run, expert)
     won = [t for t in trajectories if t.valid and t.success]
     if not won:
         raise UsageError(
             f"the expert won none of {len(trajectories)} episodes",
             hint="raise env.max_turns, or look at them with `agentgym eval … --policy expert`",
         )
-    renderer = run.policy.renderer
-    assert renderer is not None
-    layout, role = config.rollout.layout, stack.observation_role
-    examples = rows([tokenize(t, renderer, system=engine.system, layout=layout, role=role) for t in won])
+    made = examples(config, run, won)
     run.progress.phase(
-        f"{len(won)} of {len(trajectories)} expert episodes won, {len(examples)} rows "
+        f"{len(won)} of {len(trajectories)} expert episodes won, {len(made)} rows "
         f"in {time.perf_counter() - started:.0f} s"
     )
-    return examples
+    return made
+
+
+async def play(config: CloningConfig, run: Run, policy: Policy) -> list[Trajectory]:
+    """The episodes of ``policy``, which is closed after them, on the first tasks of the training order."""
+    engine = run.engine(policy)
+    try:
+        order = TaskOrder(run.tasks(), config.seed, config.env.tasks)
+        episodes = plan(order, 0, 0, config.demonstrations, 1)
+        return await collect(engine, episodes, run.restored, max_failure_rate=config.max_failure_rate)
+    finally:
+        await engine.aclose()
+        await policy.aclose()
+
+
+def examples(config: CloningConfig, run: Run, trajectories: Sequence[Trajectory]) -> list[Row]:
+    """The rows of ``trajectories`` as the policy's own rollouts would have them; all actions in the loss."""
+    renderer, stack = run.policy.renderer, config.env.stack()
+    assert renderer is not None
+    system = stack.system_message(config.rollout.system)
+    layout, role = config.rollout.layout, stack.observation_role
+    return rows([tokenize(t, renderer, system=system, layout=layout, role=role) for t in trajectories])
 
 
 def _draw(examples: list[Row], count: int, step: int, seed: int) -> list[Row]:
@@ -111,8 +127,8 @@ def _draw(examples: list[Row], count: int, step: int, seed: int) -> list[Row]:
 def _likelihood(lengths: list[int]) -> Loss:
     denominators = Denominators.of(torch.tensor(lengths))
 
-    def loss(batch: Batch, logp: Tensor, entropy: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        nll = aggregate(-logp, batch.loss_mask, "token-mean", denominators)
+    def loss(batch: Batch, outputs: Outputs) -> tuple[Tensor, Mapping[str, Tensor]]:
+        nll = aggregate(-outputs.log_probs, batch.loss_mask, "token-mean", denominators)
         return nll, {"nll": nll.detach()}
 
     return loss

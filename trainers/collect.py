@@ -104,6 +104,38 @@ async def collect(
 
 
 @dataclass(frozen=True, slots=True)
+class Units:
+    """The turns of all trajectories as flat vectors, by trajectory and then in order of time.
+
+    Attributes:
+        trajectory: ``[U]`` integer; index of each turn's trajectory.
+        turn: ``[U]`` integer; its index there.
+        rewards: ``[U]`` float; of the turn, 0 where the trajectory is not valid.
+        index: ``[B, T-1]`` integer; the unit of each sampled token, -1 elsewhere: what `credit.broadcast` takes.
+    """
+
+    trajectory: Tensor
+    turn: Tensor
+    rewards: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, trajectories: Sequence[Trajectory], whole: Batch) -> Units:
+        """The units of ``trajectories``, whose rows are ``whole``."""
+        counts = torch.tensor([len(t.turns) for t in trajectories], dtype=torch.long)
+        first = counts.cumsum(0) - counts
+        turn = torch.cat([torch.arange(int(n)) for n in counts]) if len(counts) else counts
+        rewards = [turn.reward if t.valid else 0.0 for t in trajectories for turn in t.turns]
+        index = torch.where(whole.loss_mask, first[whole.trajectory][:, None] + whole.turn, -1)
+        return cls(
+            torch.repeat_interleave(torch.arange(len(trajectories)), counts),
+            turn,
+            torch.tensor(rewards, dtype=torch.float32),
+            index,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Collection:
     """The trajectories of a step and their tensors, in full width and before any micro-batch.
 
@@ -135,6 +167,19 @@ class Collection:
             torch.tensor([t.valid for t in trajectories], dtype=torch.bool),
             torch.tensor([t.reward if t.valid else 0.0 for t in trajectories], dtype=torch.float32),
         )
+
+    @property
+    def units(self) -> Units:
+        """Turns as units of reward and credit.
+
+        Raises:
+            UsageError: There is no row.
+        """
+        if self.whole is None:
+            raise UsageError(
+                "a collection without rows has no units", hint="ask for them after checking whole"
+            )
+        return Units.of(self.trajectories, self.whole)
 
     @property
     def sampled(self) -> Tensor:

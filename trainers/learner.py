@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,33 @@ from agentgym.trainers.batch import Batch, Row, collate, distinct, micro_batches
 from agentgym.trainers.config import ModelSection, OptimiserSection
 from agentgym.trainers.logprobs import token_logprobs
 
-Loss = Callable[[Batch, Tensor, Tensor | None], tuple[Tensor, Mapping[str, Tensor]]]
+
+class Outputs(NamedTuple):
+    """What a model says of a micro-batch, ``[B, T-1]`` each, 0 off the mask.
+
+    Attributes:
+        logp: Log-probs of the targets; ``None`` for a critic.
+        entropy: Entropies in nats of the distributions they were drawn from, if asked for.
+        value: The value head's, of the state before each target; ``None`` without that head.
+    """
+
+    logp: Tensor | None
+    entropy: Tensor | None = None
+    value: Tensor | None = None
+
+    @property
+    def log_probs(self) -> Tensor:
+        """``logp`` of a model that has a policy head."""
+        assert self.logp is not None
+        return self.logp
+
+
+Loss = Callable[[Batch, Outputs], tuple[Tensor, Mapping[str, Tensor]]]
+Heads = Literal["policy", "value", "both"]
 
 
 class Learner:
-    """A causal language model that is being trained.
+    """A causal language model that is being trained, as a policy, as a critic, or as both.
 
     Args:
         model: A Hugging Face causal language model in fp32.
@@ -33,6 +55,12 @@ class Learner:
         optimiser: AdamW's numbers.
         temperature: Of the rollouts; log-probs are taken at it.
         planned_updates: Updates of the whole run, which the learning rate's schedule spans.
+        heads: ``policy``: the model's own output layer. ``value``: one number a token, from a linear layer
+            that starts at 0. ``both``: both over one trunk.
+
+    Attributes:
+        updates: Optimiser steps done.
+        scheduled: Those of them that moved the learning rate's schedule.
 
     Raises:
         UsageError: The model's output layer is more than one matrix.
@@ -46,17 +74,26 @@ class Learner:
         *,
         temperature: float = 1.0,
         planned_updates: int = 0,
+        heads: Heads = "policy",
     ) -> None:
         self.model = _with_lora(model, section) if section.lora is not None else model
-        _require_plain_head(model)
+        self.heads = heads
+        if heads != "value":
+            _require_plain_head(model)
         if section.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.model.enable_input_require_grads()
         self.device = next(self.model.parameters()).device
         self.temperature, self.planned_updates = temperature, planned_updates
-        self.updates = 0
+        self.updates = self.scheduled = 0
         self._section, self._optimiser_section = section, optimiser
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.value_head: nn.Linear | None = None
+        if heads != "policy":
+            self.value_head = _value_head(model).to(self.device)
+            self.trainable |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+        if heads == "value":  # an output layer of its own has nothing to say; a tied one is the embedding
+            self.trainable = {n: p for n, p in self.trainable.items() if not n.endswith("lm_head.weight")}
         self.optimiser = torch.optim.AdamW(
             self.trainable.values(),
             lr=optimiser.lr,
@@ -66,14 +103,17 @@ class Learner:
             fused=True,
         )
 
-    def step(self, rows: Sequence[Row], loss: Loss, *, with_entropy: bool = False) -> dict[str, float]:
+    def step(
+        self, rows: Sequence[Row], loss: Loss, *, with_entropy: bool = False, scheduled: bool = True
+    ) -> dict[str, float]:
         """One optimiser step over ``rows``.
 
         Args:
             rows: All rows of the step.
-            loss: ``(micro-batch, log-probs [B, T-1], entropies [B, T-1] or None)`` to the micro-batch's share
-                of the loss, divided by global constants, and metrics that add up over micro-batches.
+            loss: ``(micro-batch, outputs)`` to the micro-batch's share of the loss, divided by global
+                constants, and metrics that add up over micro-batches.
             with_entropy: Compute exact entropies.
+            scheduled: Move the learning rate's schedule; a step beyond those that were planned does not.
 
         Returns:
             ``loss/total``, ``grad_norm``, ``lr``, ``tokens``, ``tokens_in_loss``, ``time/update`` and the
@@ -90,6 +130,7 @@ class Learner:
             self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.updates += 1
+        self.scheduled += int(scheduled)
         tokens = sum(len(row) for row in rows)
         seconds = time.perf_counter() - started
         return {
@@ -111,8 +152,7 @@ class Learner:
             # Dropout depends on the update alone: a resumed run draws what the uninterrupted one drew.
             torch.manual_seed(self.updates)
             for batch in self.batches(rows):
-                logp, entropy = self.forward(batch, with_entropy=with_entropy)
-                share, metrics = loss(batch, logp, entropy)
+                share, metrics = loss(batch, self.forward(batch, with_entropy=with_entropy))
                 if share.requires_grad:
                     share.backward()  # type: ignore[no-untyped-call]
                 totals["loss/total"] += float(share.detach())
@@ -120,50 +160,73 @@ class Learner:
                     totals[name] = totals.get(name, 0.0) + float(value)
         return totals
 
-    @torch.no_grad()
     def score(self, rows: Sequence[Row]) -> Tensor:
         """Log-probs under the present weights, without gradient.
 
         Returns:
             ``[B, T-1]`` by row index, on the CPU; 0 off the mask.
         """
+        return self.judge(rows).log_probs
+
+    @torch.no_grad()
+    def judge(self, rows: Sequence[Row], *, with_entropy: bool = False) -> Outputs:
+        """All that the heads say under the present weights, without gradient and without dropout.
+
+        Returns:
+            ``[B, T-1]`` each by row index, on the CPU; 0 off the mask.
+        """
         self.model.eval()
         dtype = torch.promote_types(self.model.dtype, torch.float32)
-        scored = torch.zeros(max(row.index for row in rows) + 1, max(map(len, rows)) - 1, dtype=dtype)
+        shape = max(row.index for row in rows) + 1, max(map(len, rows)) - 1
+        said: dict[str, Tensor] = {}
         for batch in self.batches(rows):
-            logp, _ = self.forward(batch)
-            scored[batch.row.cpu(), : logp.shape[1]] = logp.cpu()
-        return scored
+            for name, values in self.forward(batch, with_entropy=with_entropy)._asdict().items():
+                if values is not None:
+                    whole = said.setdefault(name, torch.zeros(shape, dtype=dtype))
+                    whole[batch.row.cpu(), : values.shape[1]] = values.cpu()
+        return Outputs(said.get("logp"), said.get("entropy"), said.get("value"))
 
     def batches(self, rows: Sequence[Row]) -> Iterator[Batch]:
         """The rows in micro-batches of ``micro_batch_tokens``."""
         for chosen in micro_batches(rows, self._optimiser_section.micro_batch_tokens):
             yield collate(chosen).to(self.device)
 
-    def forward(self, batch: Batch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Log-probs ``[B, T-1]``, 0 off the mask, and if asked for entropies of the same shape.
+    def forward(self, batch: Batch, *, with_entropy: bool = False) -> Outputs:
+        """What the heads say of a micro-batch, in fp32, or in fp64 for an fp64 model.
 
-        They are fp32, or fp64 for an fp64 model. Equal rows are read once; a dropout mask is theirs together.
+        Equal rows are read once; a dropout mask is theirs together.
         """
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         read, place = distinct(batch)
         mask = batch.loss_mask[read]
+        logp = entropy = value = None
         with self._autocast():
-            hidden = base.model(
-                input_ids=batch.input_ids[read], attention_mask=batch.attention_mask[read], use_cache=False
-            ).last_hidden_state
-            logp, entropy = token_logprobs(
-                hidden[:, :-1][mask],
-                base.lm_head.weight,
-                batch.targets[read][mask],
-                temperature=self.temperature,
-                with_entropy=with_entropy,
-            )
-        spread = torch.zeros(mask.shape, dtype=logp.dtype, device=mask.device)
-        return (
-            spread.masked_scatter(mask, logp)[place],
-            None if entropy is None else spread.masked_scatter(mask, entropy)[place],
-        )
+            states = self._states(base, batch, read, mask)
+            if self.heads != "value":
+                logp, entropy = token_logprobs(
+                    states,
+                    base.lm_head.weight,
+                    batch.targets[read][mask],
+                    temperature=self.temperature,
+                    with_entropy=with_entropy,
+                )
+        if self.value_head is not None:
+            value = self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1)
+
+        def spread(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            empty = torch.zeros(mask.shape, dtype=values.dtype, device=mask.device)
+            return empty.masked_scatter(mask, values)[place]
+
+        return Outputs(spread(logp), spread(entropy), spread(value))
+
+    def _states(self, base: Any, batch: Batch, read: Tensor, mask: Tensor) -> Tensor:
+        """``[K, H]``: the hidden states, after the final norm, that predict the targets of ``mask``."""
+        hidden: Tensor = base.model(
+            input_ids=batch.input_ids[read], attention_mask=batch.attention_mask[read], use_cache=False
+        ).last_hidden_state
+        return hidden[:, :-1][mask]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full weights by the base model's names, adapters merged, for a policy's ``update_weights``."""
@@ -194,7 +257,7 @@ class Learner:
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 moments[f"{name}/{key}"] = torch.as_tensor(value)
         weights = {name: p.detach().contiguous() for name, p in self.trainable.items()}
-        return weights, moments, {"updates": self.updates}
+        return weights, moments, {"updates": self.updates, "scheduled": self.scheduled}
 
     def load_state(
         self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], counters: Mapping[str, Any]
@@ -222,15 +285,15 @@ class Learner:
             }
             if own:
                 self.optimiser.state[parameter] = own
-        self.updates = int(counters["updates"])
+        self.updates, self.scheduled = int(counters["updates"]), int(counters["scheduled"])
 
     @property
     def learning_rate(self) -> float:
         """Of the next update: a linear warm-up, then the schedule, which ends just above 0."""
         section, warmup = self._optimiser_section, self._optimiser_section.warmup_updates
-        if self.updates < warmup:
-            return section.lr * (self.updates + 1) / warmup
-        done = min(1.0, (self.updates - warmup) / max(1, self.planned_updates - warmup))
+        if self.scheduled < warmup:
+            return section.lr * (self.scheduled + 1) / warmup
+        done = min(1.0, (self.scheduled - warmup) / max(1, self.planned_updates - warmup))
         if section.schedule == "linear":
             return section.lr * (1.0 - done)
         if section.schedule == "cosine":
@@ -253,6 +316,13 @@ def _require_plain_head(model: Any) -> None:
             f"{'soft-capped' if softcap else head}",
             hint="choose a model without a bias or soft-cap on its logits, and no adapter on lm_head",
         )
+
+
+def _value_head(model: Any) -> nn.Linear:
+    head = nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=model.dtype)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def _with_lora(model: Any, section: ModelSection) -> Any:

@@ -55,10 +55,13 @@ class Algorithm:
     Attributes:
         config: A subclass of :class:`TrainConfig`, its defaults the paper's.
         train: ``await train(config, run)``.
+        prepare: ``prepare(config, progress)`` before the run is opened; returns the config to run with. It is
+            called for a resumed run too, with the config that it returned the first time.
     """
 
     config: type[TrainConfig]
     train: Callable[[Any, Run], Coroutine[Any, Any, None]]
+    prepare: Callable[[Any, Progress], Any] | None = None
 
 
 class Silent:
@@ -86,6 +89,7 @@ class Run:
     Attributes:
         config, folder: As given.
         learner: The model that is trained.
+        learners: Further models that are trained and saved with it, by name (a critic).
         policy: The model that acts; it has the learner's weights.
         journal: The record.
         restored: Trajectories that an interrupted run left, by id.
@@ -165,7 +169,8 @@ class Run:
         self.policy = TransformersPolicy(acting, tokenizer, max_batch=config.rollout.concurrency)
         opening.callback(lambda: asyncio.run(self.policy.aclose()))
         self.first_step, self.extra = 0, dict[str, Any]()
-        saved = checkpoints.latest(folder / "checkpoints") if self._resume else None
+        self.learners = dict[str, Learner]()
+        self._saved = saved = checkpoints.latest(folder / "checkpoints") if self._resume else None
         if saved is not None:
             saved.restore(self.learner)
             self.first_step, self.extra = saved.step, dict(saved.extra)
@@ -177,6 +182,13 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open.close()
+
+    def add_learner(self, name: str, learner: Learner) -> Learner:
+        """Save ``learner`` with every checkpoint from now on; a resumed run's is restored."""
+        if self._saved is not None:
+            self._saved.restore(learner, name)
+        self.learners[name] = learner
+        return learner
 
     def tasks(self, split: str | None = None) -> TaskSet:
         """A split of the environment; by default the one to train on."""
@@ -242,7 +254,12 @@ class Run:
         """Save a checkpoint that says ``step`` steps are done."""
         self.journal.sync()
         checkpoints.save(
-            self.folder / "checkpoints", step, self.learner, extra, keep=self.config.checkpoint_keep
+            self.folder / "checkpoints",
+            step,
+            self.learner,
+            extra,
+            others=self.learners,
+            keep=self.config.checkpoint_keep,
         )
 
     def export(self) -> Path:

@@ -24,7 +24,7 @@ def step(make_trajectory: Make) -> Callable[[Any], Any]:
     chosen = rows([make_trajectory(f"t{i}", lengths=((4, 3),)) for i in range(3)])
 
     def take(learner: Any) -> Any:
-        return learner.step(chosen, lambda batch, logp, entropy: (-logp.sum(), {}))
+        return learner.step(chosen, lambda batch, outputs: (-outputs.logp.sum(), {}))
 
     return take
 
@@ -98,7 +98,7 @@ def test_another_model_s_or_a_later_version_s_is_refused(make_learner: Make, tmp
         checkpoint.latest(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "optimiser.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["policy-weights.safetensors", "policy-optimiser.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_named(make_learner: Make, tmp_path: Path, file: str) -> None:
     saved = checkpoint.save(tmp_path, 1, make_learner(), {})
     path = saved.folder / file

@@ -28,7 +28,8 @@ def surrogate(chosen: list[Any], mode: str) -> Any:
     config = PolicyLossConfig(aggregation=mode, length_norm=16.0, kl_coef=0.1, entropy_coef=0.01)
     denominators = Denominators.of(torch.tensor([row.sampled for row in chosen]), length_norm=16.0)
 
-    def loss(batch: Any, logp: Any, entropy: Any) -> Any:
+    def loss(batch: Any, outputs: Any) -> Any:
+        logp, entropy, _ = outputs
         advantages = torch.cos(batch.row.double())[:, None].expand_as(logp).to(logp.dtype)
         old = (logp - 0.1 * torch.sin(batch.targets.to(logp.dtype))).detach()
         value, _ = policy_loss(
@@ -76,7 +77,7 @@ def test_equal_rows_are_read_once_and_count_each(make_learner: Make, make_trajec
     loss = surrogate(many, "seq-mean-token-sum")
     for row in many:  # each by itself, added up
         batch = collate([row])
-        loss(batch, *whole.forward(batch, with_entropy=True))[0].backward()
+        loss(batch, whole.forward(batch, with_entropy=True))[0].backward()
     for name, parameter in whole.trainable.items():  # transformers' norms round to fp32 whatever the model is
         assert torch.allclose(together[name], parameter.grad, rtol=0, atol=1e-6), name
 
@@ -84,7 +85,7 @@ def test_equal_rows_are_read_once_and_count_each(make_learner: Make, make_trajec
 def test_log_probs_are_those_of_full_logits(make_learner: Make, uneven: list[Any]) -> None:
     learner = make_learner(torch.float64)
     batch = collate(uneven)
-    logp, entropy = learner.forward(batch, with_entropy=True)
+    logp, entropy, _ = learner.forward(batch, with_entropy=True)
     full = learner.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     exact = full[:, :-1].log_softmax(-1)
     chosen = exact.gather(2, batch.targets[..., None])[..., 0]
@@ -105,8 +106,8 @@ def test_a_gradient_that_is_not_finite_is_no_update(make_learner: Make, uneven: 
     learner = make_learner()
     before = {name: p.detach().clone() for name, p in learner.trainable.items()}
 
-    def broken(batch: Any, logp: Any, entropy: Any) -> Any:
-        return logp.sum() * float("nan"), {}
+    def broken(batch: Any, outputs: Any) -> Any:
+        return outputs.logp.sum() * float("nan"), {}
 
     assert learner.step(uneven, broken)["skipped_updates"] == 1
     assert all(torch.equal(before[name], p) for name, p in learner.trainable.items())
@@ -143,7 +144,7 @@ def test_schedules(make_learner: Make, uneven: list[Any]) -> None:
     def rates(schedule: str) -> list[float]:
         learner = make_learner(lr=1.0, warmup_updates=2, schedule=schedule, planned_updates=6)
         seen = []
-        for learner.updates in range(7):
+        for learner.scheduled in range(7):
             seen.append(learner.learning_rate)
         return seen
 

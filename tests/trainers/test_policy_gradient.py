@@ -12,8 +12,9 @@ import torch
 from agentgym import journal
 from agentgym.errors import ConfigError
 from agentgym.outcome import Outcome
-from agentgym.trainers import grpo
+from agentgym.trainers import policy_gradient, update
 from agentgym.trainers.collect import Collection
+from agentgym.trainers.method import Step
 from agentgym.trainers.metrics import load as load_metrics
 from agentgym.trajectory import Trajectory
 
@@ -36,11 +37,19 @@ def updated(with_run: Make, folder: Path, trajectories: Sequence[Trajectory], *o
             run.journal.begin(trajectory)
             run.journal.end(trajectory)
         before = {n: w.clone() for n, w in run.learner.weights()}
-        reference = grpo.Reference(run) if config.loss.kl_coef or config.kl_in_reward else None
-        metrics = grpo.update(config, run, Collection.of(trajectories), reference, 0)
+        reference = update.Reference(run) if config.loss.kl_coef or config.kl_in_reward else None
+        methods = policy_gradient.switched_on(config, run)
+        collection = Collection.of(trajectories)
+        metrics = policy_gradient.learn(config, run, methods, collection, reference, 0)
         return metrics, before, {n: w.clone() for n, w in run.learner.weights()}
 
     return with_run(folder, "grpo", use, "loss.kl_coef=0", "optimiser.lr=1e-3", *overrides)
+
+
+def token_advantages(config: Any, collection: Collection) -> torch.Tensor:
+    assert collection.whole is not None
+    step = Step(0, collection, collection.whole, collection.rewards, list(collection.rows))
+    return policy_gradient.advantages(config, step)[1]
 
 
 def moved(before: dict[str, Any], after: dict[str, Any]) -> bool:
@@ -59,10 +68,12 @@ def test_on_policy_old_log_probs_change_nothing(
 ) -> None:
     def use(config: Any, run: Any) -> Any:
         collection = Collection.of(groups)
-        _, tokens = grpo.advantages(config, collection, collection.whole, None)
+        tokens = token_advantages(config, collection)
         found = []
         for old in (None, run.learner.score(collection.rows)):
-            loss, _ = grpo.make_loss(config, collection.rows, tokens, old, None)
+            loss, _ = update.make_loss(
+                collection.rows, tokens, loss=config.loss, correction=config.correction, old=old
+            )
             run.learner.backward(collection.rows, loss)
             found.append([p.grad.clone() for p in run.learner.trainable.values()])
         return found
@@ -83,12 +94,14 @@ def test_rows_that_are_skipped_change_no_gradient(
     def use(config: Any, run: Any) -> Any:
         run.learner.model.double()
         collection = Collection.of([*groups, *equal])
-        _, tokens = grpo.advantages(config, collection, collection.whole, None)
+        tokens = token_advantages(config, collection)
         live = [row for row in collection.rows if tokens[row.index].any()]
         assert len(live) == len(collection.rows) - 3
         found = []
         for chosen in (collection.rows, live):
-            loss, _ = grpo.make_loss(config, collection.rows, tokens, None, None)
+            loss, _ = update.make_loss(
+                collection.rows, tokens, loss=config.loss, correction=config.correction, old=None
+            )
             run.learner.backward(chosen, loss)
             found.append([p.grad.clone() for p in run.learner.trainable.values()])
         return found

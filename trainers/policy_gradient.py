@@ -1,0 +1,250 @@
+"""The policy-gradient loop: collect, score, advantage, loss, update, publish.
+
+Group relative policy optimisation (Shao et al. 2024, DeepSeekMath, algorithm 1), with the switches that make
+it Dr.GRPO (Liu et al. 2025), RLOO (Ahmadian et al. 2024), REINFORCE++ (Hu et al. 2025) or DAPO (Yu et al.
+2025), and the methods that add to it: a section in the config switches each on. ``trainers/presets/`` has a
+file of settings for every published algorithm.
+
+Invariant: what a step samples, and in what order, depends on the config and the step alone, so a resumed run
+goes on as the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from agentgym.config import Config
+from agentgym.errors import ConfigError
+from agentgym.rollout.engine import RolloutEngine
+from agentgym.trainers import advantages as estimators
+from agentgym.trainers.batch import Batch
+from agentgym.trainers.collect import Collection, TaskOrder, collect, environment_metrics, plan
+from agentgym.trainers.config import TrainConfig
+from agentgym.trainers.correction import CorrectionConfig
+from agentgym.trainers.credit import at_last_token, broadcast, token_index
+from agentgym.trainers.kl import kl_estimate
+from agentgym.trainers.method import Method, Step, refuse_conflicts
+from agentgym.trainers.policy_loss import PolicyLossConfig
+from agentgym.trainers.reward_shaping import kl_penalised, soft_overlong_penalty
+from agentgym.trainers.run import Algorithm, Run
+from agentgym.trainers.update import Reference, update
+from agentgym.trajectory import Trajectory
+
+METHODS: dict[str, type[Method]] = {}
+Estimator = Literal["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++-baseline", "gae"]
+
+
+class OverlongSection(Config):
+    """DAPO's soft overlong punishment, on a trajectory's sampled tokens."""
+
+    max_length: int = Field(ge=1)
+    cache: int = Field(ge=1)
+
+
+class PolicyGradientConfig(TrainConfig):
+    """The loop's numbers. Defaults are GRPO's, as its paper states them."""
+
+    algorithm: Literal["policy-gradient"] = "policy-gradient"
+    groups: int = Field(8, ge=1, description="tasks sampled a step")
+    group_size: int = Field(8, ge=1, description="trajectories a task")
+    estimator: Estimator = "grpo"
+    epochs: int = Field(1, ge=1, description="passes over a collection")
+    minibatches: int = Field(1, ge=1, description="optimiser steps a pass")
+    loss: PolicyLossConfig = PolicyLossConfig()
+    correction: CorrectionConfig = CorrectionConfig()
+    kl_in_reward: float = Field(0.0, ge=0, description="coefficient of k1 in the reward")
+    filter_groups: bool = Field(False, description="drop all-equal groups and sample others in their place")
+    filter_rounds: int = Field(4, ge=1, description="rounds of sampling at most, with filter_groups")
+    overlong: OverlongSection | None = None
+
+    @property
+    def planned_updates(self) -> int:
+        """Every pass over a collection makes ``minibatches`` updates."""
+        return self.steps * self.epochs * self.minibatches
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.kl_in_reward and self.estimator not in ("reinforce++", "gae"):
+            raise ConfigError(
+                f"kl_in_reward needs token rewards, and estimator {self.estimator!r} has one a trajectory",
+                hint="use loss.kl_coef, or estimator='reinforce++' or 'gae'",
+            )
+        refuse_conflicts(METHODS, self)
+        return self
+
+
+async def train(config: PolicyGradientConfig, run: Run) -> None:
+    """The algorithm box."""
+    methods = switched_on(config, run)
+    reference = Reference(run) if config.loss.kl_coef or config.kl_in_reward else None
+    order = TaskOrder(run.tasks(), config.seed, config.env.tasks)
+    position = int(run.extra.get("position", 0))
+    engine = run.engine()
+    try:
+        await run.publish()
+        for number in range(run.first_step, config.steps):
+            run.progress.phase("sampling")
+            started = time.perf_counter()
+            everything, kept, position = await sample(config, run, methods, engine, order, number, position)
+            metrics = {"time/rollout": time.perf_counter() - started, **environment_metrics(everything)}
+
+            run.progress.phase("updating")
+            metrics |= learn(config, run, methods, Collection.of(kept), reference, number)
+            await run.publish()
+            if config.evaluation.every and (number + 1) % config.evaluation.every == 0:
+                metrics |= await run.evaluate(number)
+            await run.finish_step(
+                number, metrics, {"position": position, "methods": {m.name: m.state() for m in methods}}
+            )
+    finally:
+        await engine.aclose()
+
+
+def switched_on(config: PolicyGradientConfig, run: Run) -> list[Method]:
+    """The methods whose sections the config has, as a resumed run left them."""
+    saved = run.extra.get("methods", {})
+    made = [method(config, run) for name, method in METHODS.items() if getattr(config, name) is not None]
+    for method in made:
+        if method.name in saved:
+            method.load(saved[method.name])
+    return made
+
+
+async def sample(
+    config: PolicyGradientConfig,
+    run: Run,
+    methods: Sequence[Method],
+    engine: RolloutEngine,
+    order: TaskOrder,
+    number: int,
+    position: int,
+) -> tuple[list[Trajectory], list[Trajectory], int]:
+    """What a step sampled, what of it is trained on, and the next position in the task order.
+
+    With ``filter_groups`` (DAPO's dynamic sampling) groups that teach nothing are replaced by further ones,
+    in ``filter_rounds`` rounds at most; a step may be left with fewer groups, or none.
+    """
+    everything: list[Trajectory] = []
+    kept: list[Trajectory] = []
+    groups = 0
+    for _ in range(config.filter_rounds if config.filter_groups else 1):
+        wanted = config.groups - groups
+        episodes = plan(order, number, position, wanted, config.group_size)
+        position += wanted
+        ended = await collect(engine, episodes, run.restored, max_failure_rate=config.max_failure_rate)
+        everything += ended
+        if config.filter_groups:
+            collection = Collection.of(ended)
+            rewards = shaped(config, methods, number, collection)
+            useful = estimators.informative(rewards, collection.groups, collection.valid)
+            teaching = set(collection.groups[useful].tolist())
+            ended = [t for t in ended if t.group in teaching]
+        kept += ended
+        groups = len({t.group for t in kept})
+        if groups == config.groups:
+            break
+    return everything, kept, position
+
+
+def shaped(
+    config: PolicyGradientConfig, methods: Sequence[Method], number: int, collection: Collection
+) -> Tensor:
+    """Score: the environment's reward, less the overlong penalty, and what methods add; ``[N]``."""
+    rewards = collection.rewards
+    if config.overlong is not None:
+        rewards = rewards + soft_overlong_penalty(
+            collection.sampled, max_length=config.overlong.max_length, cache=config.overlong.cache
+        )
+    for method in methods:
+        rewards = method.shape(number, collection, rewards)
+    return rewards
+
+
+def learn(
+    config: PolicyGradientConfig,
+    run: Run,
+    methods: Sequence[Method],
+    collection: Collection,
+    reference: Reference | None,
+    number: int,
+) -> dict[str, float]:
+    """Advantage, loss, update: what one collection teaches; the step's metrics."""
+    rewards = shaped(config, methods, number, collection)
+    metrics = estimators.reward_metrics(rewards, collection.groups, collection.valid)
+    metrics["updates_per_step"] = 0.0
+    if collection.whole is None:
+        return metrics
+    step = Step(number, collection, collection.whole, rewards, list(collection.rows), metrics=metrics)
+    # With one optimiser step the policy that is optimised is the one that sampled: no second pass is needed.
+    on_policy = config.epochs * config.minibatches == 1
+    if not on_policy or config.kl_in_reward or any(m.needs_old for m in methods):
+        step.old = run.learner.score(collection.rows)
+    step.ref = reference.score(collection.rows) if reference is not None else None
+    if config.kl_in_reward and step.old is not None and step.ref is not None:
+        step.divergence = kl_estimate(step.old, step.ref, "k1")
+
+    own, tokens = advantages(config, step)
+    for method in methods:
+        tokens = method.advantages(step, tokens)
+    for trajectory, value in zip(collection.trajectories, own.tolist(), strict=True):
+        if trajectory.valid:
+            run.journal.train(number, trajectory.id, {"advantage": value})
+    metrics |= _spread("adv", tokens[step.whole.loss_mask])
+    for method in methods:
+        method.before(step, tokens)
+    if step.rows:
+        update(
+            run, methods, step, tokens, loss=config.loss, correction=config.correction,
+            epochs=config.epochs, minibatches=config.minibatches,
+        )  # fmt: skip
+    for method in methods:
+        method.finish(step, tokens)
+    return metrics
+
+
+def advantages(config: PolicyGradientConfig, step: Step) -> tuple[Tensor, Tensor]:
+    """Advantages of trajectories ``[N]`` (the first token's, where tokens differ) and tokens ``[B, T-1]``."""
+    collection, whole = step.collection, step.whole
+    rewards, groups, valid = step.rewards, collection.groups, collection.valid
+    index = token_index(whole.trajectory, whole.loss_mask)
+    if config.estimator == "gae":  # the critic's, which its method takes
+        return rewards.new_zeros(rewards.shape), broadcast(rewards.new_zeros(rewards.shape), index)
+    if config.estimator == "reinforce++":
+        token_rewards = at_last_token(rewards, index)
+        if step.divergence is not None:
+            token_rewards = kl_penalised(token_rewards, step.divergence, whole.loss_mask, config.kl_in_reward)
+        tokens = estimators.reinforce_plus_plus(token_rewards, whole.loss_mask, whole.trajectory)
+        return first_tokens(tokens, whole, len(rewards)), tokens
+    if config.estimator == "reinforce++-baseline":
+        own = estimators.reinforce_plus_plus_baseline(rewards, groups, collection.sampled, valid)
+    else:
+        estimator = {"grpo": estimators.grpo, "dr_grpo": estimators.dr_grpo, "rloo": estimators.rloo}
+        own = estimator[config.estimator](rewards, groups, valid)
+    return own, broadcast(own, index)
+
+
+def first_tokens(tokens: Tensor, whole: Batch, count: int) -> Tensor:
+    """``[N]``: the value of each trajectory's first sampled token in ``[B, T-1]``; 0 without one."""
+    first = whole.loss_mask.float().argmax(1)
+    own = tokens.new_zeros(count)
+    own[whole.trajectory.flip(0)] = tokens.gather(1, first[:, None])[:, 0].flip(0)
+    return own
+
+
+def _spread(name: str, values: Tensor) -> dict[str, float]:
+    if not values.numel():
+        return {}
+    return {
+        f"{name}/mean": float(values.mean()),
+        f"{name}/std": float(values.std()) if values.numel() > 1 else 0.0,
+        f"{name}/max": float(values.max()),
+        f"{name}/min": float(values.min()),
+    }
+
+
+POLICY_GRADIENT = Algorithm(PolicyGradientConfig, train)

@@ -1,0 +1,180 @@
+"""The optimiser steps of one collection: minibatches, their loss, and what was seen of it.
+
+Invariant: the loss of an optimiser step is divided by constants that count all of its rows, so that neither
+its split into micro-batches nor rows without a gradient, which are not computed, change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from agentgym.policies import models
+from agentgym.seeding import derive
+from agentgym.trainers.aggregation import Denominators
+from agentgym.trainers.batch import Batch, Row
+from agentgym.trainers.correction import CorrectionConfig, correction_weights, mismatch_metrics
+from agentgym.trainers.learner import Learner, Loss, Outputs
+from agentgym.trainers.method import Method, Step, Term
+from agentgym.trainers.policy_loss import PolicyLossConfig, combine_metrics, policy_loss
+from agentgym.trainers.run import Run
+
+_SEEN_MEANS = {"approx_kl", "kl_ref", "ratio_mean", "weight_mean", "entropy_mean"}
+Seen = Callable[[], dict[str, float]]
+
+
+def update(
+    run: Run,
+    methods: Sequence[Method],
+    step: Step,
+    tokens: Tensor,
+    *,
+    loss: PolicyLossConfig,
+    correction: CorrectionConfig,
+    epochs: int,
+    minibatches: int,
+) -> None:
+    """All optimiser steps of a collection; metrics go to ``step.metrics``.
+
+    Args:
+        run: Whose learner is updated.
+        methods: Whose terms and hooks take part.
+        step: The collection.
+        tokens: ``[B, T-1]`` advantages.
+        loss: Clipping, aggregation, KL, entropy.
+        correction: Importance correction between engine and trainer.
+        epochs: Passes over the collection.
+        minibatches: Optimiser steps a pass.
+    """
+    # A row whose advantages are all 0 has no gradient unless a penalty acts on it: it is counted in the
+    # denominators and not computed.
+    acts = bool(loss.kl_coef or loss.entropy_coef) or any(m.acts for m in methods)
+    with_entropy = bool(loss.entropy_coef) or any(m.with_entropy for m in methods)
+    updates: list[dict[str, float]] = []
+    skipped = 0
+    for epoch in range(epochs):
+        seed = derive(run.config.seed, "minibatches", step.number, epoch)
+        for chosen in split(step.rows, minibatches, seed):
+            share, seen = make_loss(
+                chosen, tokens, loss=loss, correction=correction, old=step.old, ref=step.ref,
+                terms=lambda d, chosen=chosen: [t for m in methods if (t := m.term(step, chosen, d))],
+            )  # fmt: skip
+            live = [row for row in chosen if acts or bool(tokens[row.index].any())]
+            skipped += len(chosen) - len(live)
+            if live:
+                updates.append(run.learner.step(live, share, with_entropy=with_entropy) | seen())
+            for method in methods:
+                method.after_update(step, chosen)
+    step.metrics["updates_per_step"] = float(len(updates))
+    step.metrics["rows_skipped"] = skipped / epochs
+    step.metrics |= over_updates(updates)
+
+
+def make_loss(
+    chosen: Sequence[Row],
+    tokens: Tensor,
+    *,
+    loss: PolicyLossConfig,
+    correction: CorrectionConfig,
+    old: Tensor | None = None,
+    ref: Tensor | None = None,
+    scale: float = 1.0,
+    terms: Callable[[Denominators], Sequence[Term]] = lambda denominators: (),
+) -> tuple[Loss, Seen]:
+    """The loss of one optimiser step over the rows ``chosen``, and a function that tells what it saw.
+
+    Args:
+        chosen: Rows of this optimiser step; the denominators count all of them.
+        tokens: ``[B, T-1]`` advantages by row index.
+        loss: Clipping, aggregation, KL, entropy.
+        correction: Importance correction between engine and trainer.
+        old: ``[B, T-1]`` log-probs before the update; ``None``: the present ones (on-policy).
+        ref: ``[B, T-1]`` log-probs of the reference.
+        scale: What the whole loss is multiplied by.
+        terms: What methods add, made once for the step's denominators.
+    """
+    lengths = torch.tensor([row.sampled for row in chosen])
+    denominators = Denominators.of(lengths, length_norm=loss.length_norm)
+    extra = terms(denominators)
+    shares: list[Mapping[str, Tensor]] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def share(batch: Batch, outputs: Outputs) -> tuple[Tensor, Mapping[str, Tensor]]:
+        logp, mask = outputs.log_probs, batch.loss_mask
+        width = mask.shape[1]
+
+        def here(x: Tensor) -> Tensor:
+            return x[batch.row.cpu(), :width].to(logp.device)
+
+        logp_old = logp.detach() if old is None else here(old)
+        value, metrics = policy_loss(
+            logp,
+            logp_old,
+            here(tokens),
+            mask,
+            config=loss,
+            denominators=denominators,
+            weights=correction_weights(logp_old, batch.logp_rollout, mask, correction),
+            logp_ref=None if ref is None else here(ref),
+            entropy=outputs.entropy,
+        )
+        shares.append(metrics)
+        pairs.append((logp_old[mask], batch.logp_rollout[mask]))
+        added: dict[str, Tensor] = {}
+        for term in extra:
+            addition, more = term(batch, outputs, here)
+            value = value + addition
+            added |= more
+        return value if scale == 1.0 else scale * value, added
+
+    def seen() -> dict[str, float]:
+        trainer, engine = (torch.cat(side) for side in zip(*pairs, strict=True))
+        everything = torch.ones_like(trainer, dtype=torch.bool)
+        metrics = combine_metrics(shares)
+        metrics.pop("loss/total", None)  # the learner's own counts the terms too
+        # Rows that were not computed are in the denominators, but no mean over tokens has seen them.
+        for name in _SEEN_MEANS & metrics.keys():
+            metrics[name] *= denominators.tokens / len(trainer)
+        return metrics | mismatch_metrics(trainer, engine, everything)
+
+    return share, seen
+
+
+def split(rows: Sequence[Row], parts: int, seed: int) -> list[list[Row]]:
+    """Rows of each optimiser step of a pass; a trajectory's rows stay together."""
+    owners = sorted({row.trajectory for row in rows})
+    order = torch.randperm(len(owners), generator=torch.Generator().manual_seed(seed)).tolist()
+    part = {owners[o]: i * parts // len(order) for i, o in enumerate(order)}
+    made: list[list[Row]] = [[] for _ in range(parts)]
+    for row in rows:
+        made[part[row.trajectory]].append(row)
+    return [chosen for chosen in made if chosen]
+
+
+def over_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of several optimiser steps as one: extremes of extremes, sums of times, means of all else."""
+    metrics: dict[str, float] = {}
+    for name in dict.fromkeys(name for seen in updates for name in seen):
+        values = [seen[name] for seen in updates if name in seen]
+        if name.endswith("_max"):
+            metrics[name] = max(values)
+        elif name.endswith("_min"):
+            metrics[name] = min(values)
+        else:
+            metrics[name] = sum(values) / (1 if name == "time/update" else len(values))
+    return metrics
+
+
+class Reference:
+    """The frozen policy that the KL penalty holds to: the weights that the run started from."""
+
+    def __init__(self, run: Run) -> None:
+        section = run.config.model.model_copy(update={"lora": None, "gradient_checkpointing": False})
+        model, _ = models.load(run.config.model.name, dtype=torch.float32)
+        self._learner = Learner(model, section, run.config.optimiser, temperature=run.learner.temperature)
+
+    def score(self, rows: Sequence[Row]) -> Tensor:
+        """``[B, T-1]`` log-probs of the targets."""
+        return self._learner.score(rows)
