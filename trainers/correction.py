@@ -1,16 +1,18 @@
 """Correction for the mismatch between the engine that sampled and the trainer that learns.
 
 The two compute the same log-probs with different arithmetic (and, asynchronously, different weights), so with
-``w = exp(logp_old - logp_rollout)`` on sampled tokens the policy loss is weighted token by token.
+``w = exp(logp_old - logp_rollout)`` on sampled tokens the policy loss is weighted token by token, or tokens
+and sequences that are too far apart are rejected.
 
 Invariant: weights carry no gradient, are exactly 1 where engine and trainer agree, and are at most the upper
-bound. A dropped token has weight 0 and stays in the denominators.
+bound. A dropped or rejected token has weight 0 and stays in the denominators.
 
 Both log-probs must be those of the same distribution: the same prompt tokens and the same temperature.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,9 +35,17 @@ class CorrectionConfig:
         level: ``token``, or ``sequence``: the product of a row's weights stands for each of its tokens.
         low: Lower bound of ``mask``.
         high: Upper bound; ``inf`` bounds nothing.
+        reject: Beside the rule, give weight 0 to what is further apart than ``reject_above``, measured by
+            ``ratio`` (the larger of w and 1/w), or by the estimate ``k1`` (``|log w|``), ``k2``
+            (``log(w)^2 / 2``) or ``k3`` (``w - 1 - log w``) of the divergence; ``none`` rejects nothing.
+        reject_level: ``token``, or ``sequence``: a row is rejected whole by its tokens' mean (``ratio`` and
+            ``k1`` by that of ``log w``, with its sign).
+        reject_above: The largest measure that stays: from 1 for ``ratio``, from 0 for the others.
+
+    TRL's default is ``CorrectionConfig("mask", "sequence", 0.0, 3.0)``.
 
     Raises:
-        UnknownName: An unknown rule or level.
+        UnknownName: An unknown rule, level or measure.
         ConfigError: Bounds that exclude the weight 1.
     """
 
@@ -43,16 +53,27 @@ class CorrectionConfig:
     level: Literal["token", "sequence"] = "token"
     low: float = 0.5
     high: float = 2.0
+    reject: Literal["none", "ratio", "k1", "k2", "k3"] = "none"
+    reject_level: Literal["token", "sequence"] = "token"
+    reject_above: float = 2.0
 
     def __post_init__(self) -> None:
         if self.rule not in ("none", "truncate", "mask"):
             raise UnknownName("correction rule", self.rule, ("none", "truncate", "mask"))
-        if self.level not in ("token", "sequence"):
-            raise UnknownName("correction level", self.level, ("token", "sequence"))
+        for level in (self.level, self.reject_level):
+            if level not in ("token", "sequence"):
+                raise UnknownName("correction level", level, ("token", "sequence"))
+        if self.reject not in ("none", "ratio", "k1", "k2", "k3"):
+            raise UnknownName("rejection measure", self.reject, ("none", "ratio", "k1", "k2", "k3"))
         if not 0 <= self.low <= 1 <= self.high:
             raise ConfigError(
                 f"correction bounds must satisfy 0 <= low <= 1 <= high, got [{self.low}, {self.high}]",
                 hint="an engine that agrees with the trainer has weight 1, which must stay",
+            )
+        if self.reject_above < (agreement := 1.0 if self.reject == "ratio" else 0.0):
+            raise ConfigError(
+                f"reject_above must be at least {agreement:g} for {self.reject!r}, got {self.reject_above}",
+                hint="that is the measure of an engine that agrees with the trainer, which must stay",
             )
 
 
@@ -68,11 +89,14 @@ def correction_weights(
         config: Which correction.
 
     Returns:
-        ``[B, T]`` without gradient, 0 where nothing was sampled; ``None`` for the rule ``none``.
+        ``[B, T]`` without gradient, 0 where nothing was sampled; ``None`` where nothing is corrected.
     """
-    if config.rule == "none":
+    if config.rule == "none" and config.reject == "none":
         return None
     log_weight = _log_weight(logp_old, logp_rollout, mask)
+    kept = mask if config.reject == "none" else mask & ~_rejected(log_weight, mask, config)
+    if config.rule == "none":
+        return kept.to(log_weight.dtype)
     if config.level == "sequence":
         log_weight = log_weight.sum(1, keepdim=True).expand_as(log_weight)
     weight = log_weight.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO).exp()
@@ -80,7 +104,27 @@ def correction_weights(
         weight = weight.clamp(max=config.high)
     else:
         weight = torch.where((weight >= config.low) & (weight <= config.high), weight, 0.0)
-    return torch.where(mask, weight, 0.0)
+    return torch.where(kept, weight, 0.0)
+
+
+def batch_normalised(weights: Tensor, mask: Tensor) -> Tensor:
+    """Weights divided by their mean over the tokens of an optimiser step (self-normalised sampling).
+
+    The size of the step then does not follow that of the weights. Bounds no longer hold afterwards.
+
+    Args:
+        weights: ``[B, T]``; of *all* rows of the step, before it is cut into micro-batches.
+        mask: ``[B, T]`` bool; true on sampled tokens.
+
+    Returns:
+        ``[B, T]``; 0 off the mask. Weights that are all 0 stay so; weights all equal become exactly 1.
+    """
+    inside = weights[mask].double().sort().values
+    if not len(inside) or not bool(inside[-1] > 0):
+        return torch.where(mask, weights, 0.0)
+    if bool(inside[0] == inside[-1]):
+        return mask.to(weights.dtype)
+    return torch.where(mask, (weights.double() / inside.mean()).to(weights.dtype), 0.0)
 
 
 def mismatch_metrics(logp_old: Tensor, logp_rollout: Tensor, mask: Tensor) -> dict[str, float]:
@@ -110,6 +154,20 @@ def mismatch_metrics(logp_old: Tensor, logp_rollout: Tensor, mask: Tensor) -> di
         "rollout_train/ess": (weight.sum() ** 2 / (len(weight) * (weight**2).sum())).item(),
         "rollout_train/ppl_gap": ((-old.mean()).exp() - (-rollout.mean()).exp()).item(),
     }
+
+
+def _rejected(log_weight: Tensor, mask: Tensor, config: CorrectionConfig) -> Tensor:
+    if config.reject == "k2":
+        measure = 0.5 * log_weight**2
+    elif config.reject == "k3":
+        measure = torch.expm1(log_weight.clamp(max=_LARGEST_LOG_RATIO)) - log_weight
+    else:
+        measure = log_weight
+    if config.reject_level == "sequence":
+        mean = measure.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+        measure = mean.expand_as(measure)
+    bound = math.log(config.reject_above) if config.reject == "ratio" else config.reject_above
+    return measure.abs() > bound
 
 
 def _log_weight(logp_old: Tensor, logp_rollout: Tensor, mask: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ Dr.GRPO            seq-mean-token-sum-norm (Liu et al. 2025)
 dual clip          ``clip_dual=3`` bounds the loss of tokens with A < 0 (Ye et al. 2020, eq. 5)
 GSPO               ``ratio="sequence"``, bounds near 3e-4 (Zheng et al. 2025, eq. 5 and 11)
 CISPO              ``objective="cispo"`` (MiniMax-M1 2025, eq. 4)
+LOOP               ``clip_space="log"``, ratio ``token``, ``turn`` or ``trajectory`` (Chen et al. 2025, 3.2)
+clip-cov, KL-cov   ``covariance`` and the tokens ``selected`` (`agentgym.trainers.covariance`)
 off-policy data    ``weights`` (TIS, IcePop: `agentgym.trainers.correction`); weight 0 drops a token from the
                    policy term and keeps it in the denominators
 =================  ====================================================================================
@@ -30,9 +32,11 @@ from torch import Tensor
 
 from agentgym.errors import ConfigError, UnknownName, UsageError
 from agentgym.trainers.aggregation import AggregationMode, Denominators, aggregate, check_aggregation
+from agentgym.trainers.covariance import CovarianceConfig
 from agentgym.trainers.kl import KL_ESTIMATORS, KLEstimator, kl_estimate
 
 _LARGEST_LOG_RATIO = 20.0
+_RATIOS = ("token", "sequence", "turn", "trajectory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +45,52 @@ class PolicyLossConfig:
 
     Attributes:
         objective: ``clip`` (PPO's pessimistic minimum) or ``cispo`` (clipped, detached ratio times log-prob).
-        ratio: ``token``, or ``sequence`` for GSPO: a row's mean log-ratio stands for each of its tokens.
+        ratio: ``token``; ``sequence`` for GSPO: a row's mean log-ratio stands for each of its tokens;
+            ``turn`` or ``trajectory`` for LOOP: the product of the token ratios of a turn, or of a row (where
+            a trajectory is one row), stands for each of its tokens.
         clip_low: The ratio is clipped below ``1 - clip_low``; 1 or more clips nothing below.
         clip_high: The ratio is clipped above ``1 + clip_high``; more than ``clip_low`` is clip-higher.
+        clip_space: ``linear``, or ``log``: the lower bound is ``1 / (1 + clip_low)``, so that equal numbers
+            bound the log-ratio symmetrically.
         clip_dual: For A < 0 the loss is at most ``-A * clip_dual``; ``None`` for no bound. Above 1.
         aggregation: How token losses become one number.
         length_norm: The fixed factor of ``seq-mean-token-sum-norm``, in tokens.
         kl: Estimator of the KL term.
         kl_coef: Coefficient of the KL term; 0 leaves it out of loss and gradient.
         entropy_coef: Coefficient of the entropy bonus; 0 leaves it out of loss and gradient.
+        covariance: What is done with the tokens ``selected``; ``None``: nothing is selected.
 
     Raises:
         ConfigError: A number that cannot be.
-        UnknownName: An unknown objective, ratio, aggregation mode or estimator.
+        UnknownName: An unknown objective, ratio, clip space, aggregation mode or estimator.
     """
 
     objective: Literal["clip", "cispo"] = "clip"
-    ratio: Literal["token", "sequence"] = "token"
+    ratio: Literal["token", "sequence", "turn", "trajectory"] = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    clip_space: Literal["linear", "log"] = "linear"
     clip_dual: float | None = None
     aggregation: AggregationMode = "token-mean"
     length_norm: float | None = None
     kl: KLEstimator = "k3"
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
+    covariance: CovarianceConfig | None = None
+
+    @property
+    def clip_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest ratio that is not clipped."""
+        low = 1 - self.clip_low if self.clip_space == "linear" else 1 / (1 + self.clip_low)
+        return low, 1 + self.clip_high
 
     def __post_init__(self) -> None:
         if self.objective not in ("clip", "cispo"):
             raise UnknownName("policy objective", self.objective, ("clip", "cispo"))
-        if self.ratio not in ("token", "sequence"):
-            raise UnknownName("ratio", self.ratio, ("token", "sequence"))
+        if self.ratio not in _RATIOS:
+            raise UnknownName("ratio", self.ratio, _RATIOS)
+        if self.clip_space not in ("linear", "log"):
+            raise UnknownName("clip space", self.clip_space, ("linear", "log"))
         if self.kl not in KL_ESTIMATORS:
             raise UnknownName("KL estimator", self.kl, KL_ESTIMATORS)
         check_aggregation(self.aggregation, self.length_norm)
@@ -84,6 +103,11 @@ class PolicyLossConfig:
             raise ConfigError(
                 f"clip_dual must be above 1, got {self.clip_dual}",
                 hint="3 is usual, 10 is loose; leave it out for no dual clip",
+            )
+        if self.clip_dual is not None and self.covariance is not None and self.covariance.kind == "clip":
+            raise ConfigError(
+                f"clip-cov has no dual clip, but clip_dual is {self.clip_dual}",
+                hint="leave out clip_dual, or covariance",
             )
 
 
@@ -106,6 +130,8 @@ def policy_loss(
     logp_ref: Tensor | None = None,
     entropy: Tensor | None = None,
     row_weight: Tensor | None = None,
+    turn: Tensor | None = None,
+    selected: Tensor | None = None,
 ) -> PolicyLoss:
     """Clipped policy loss with optional importance weights, KL term and entropy bonus.
 
@@ -124,6 +150,10 @@ def policy_loss(
         entropy: Entropy of the policy's next-token distribution. Needed with ``entropy_coef``; without it,
             only measured.
         row_weight: ``[B]``; how many rows a row counts as.
+        turn: Integer index of each token's turn; needed with ``ratio="turn"``.
+        selected: Bool; the tokens that `agentgym.trainers.covariance.select` chose. Needed with
+            ``covariance``: ``clip`` takes them out of the policy term (not out of the KL term, the entropy
+            bonus and the denominators), ``kl`` adds ``coef * |logp - logp_old|`` to theirs.
 
     Returns:
         The share of the loss, and of ``loss/{total,pg,kl,entropy}``, ``clipfrac_{low,high,dual}``,
@@ -141,7 +171,20 @@ def policy_loss(
         weights=weights,
         logp_ref=logp_ref,
         entropy=entropy,
+        turn=turn,
+        selected=selected,
     )
+    if config.ratio == "turn" and turn is None:
+        raise UsageError(
+            'ratio is "turn" but no turn was passed', hint="pass the batch's turn, or another ratio"
+        )
+    if (config.covariance is None) != (selected is None):
+        raise UsageError(
+            "covariance is configured but no tokens were passed as selected"
+            if selected is None
+            else "tokens were passed as selected but no covariance is configured",
+            hint="select over all rows of the optimiser step with covariance.select, or leave out both",
+        )
     if config.kl_coef and logp_ref is None:
         raise UsageError(
             f"kl_coef is {config.kl_coef:g} but no logp_ref was passed",
@@ -166,8 +209,14 @@ def policy_loss(
         return mean / denominators.world_size
 
     logp, logp_old, advantages = inside(logp), inside(logp_old).detach(), inside(advantages).detach()
-    ratio = _ratio(logp, logp_old, mask, config)
+    ratio = _ratio(logp, logp_old, mask, turn, config)
     losses = _token_losses(ratio, logp, advantages, config)
+    if config.covariance is not None and selected is not None:
+        if config.covariance.kind == "clip":
+            losses = torch.where(selected, 0.0, losses)
+        else:
+            penalty = config.covariance.coef * (logp - logp_old).abs()
+            losses = losses + torch.where(selected, penalty, 0.0)
     if weights is not None:
         weights = inside(weights).detach()
         losses = losses * weights
@@ -230,18 +279,28 @@ def combine_metrics(shares: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     }
 
 
-def _ratio(logp: Tensor, logp_old: Tensor, mask: Tensor, config: PolicyLossConfig) -> Tensor:
+def _ratio(
+    logp: Tensor, logp_old: Tensor, mask: Tensor, turn: Tensor | None, config: PolicyLossConfig
+) -> Tensor:
     log_ratio = logp - logp_old
     if config.ratio == "sequence":
         mean = log_ratio.detach().sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         # GSPO-token: the sequence's ratio in value, the token's log-prob in gradient. With one advantage a
         # row it is GSPO itself; with one a turn each token keeps its own.
         log_ratio = torch.where(mask, mean + (logp - logp.detach()), 0.0)
+    elif config.ratio == "trajectory":
+        log_ratio = torch.where(mask, log_ratio.sum(1, keepdim=True), 0.0)
+    elif config.ratio == "turn" and turn is not None:
+        # Slot 0 takes what is off the mask; a row's own smallest turn is its slot 1.
+        first = torch.where(mask, turn, torch.iinfo(turn.dtype).max).amin(1, keepdim=True)
+        slot = torch.where(mask, turn - first + 1, 0)
+        sums = log_ratio.new_zeros(len(turn), int(slot.max()) + 1).scatter_add(1, slot, log_ratio)
+        log_ratio = torch.where(mask, sums.gather(1, slot), 0.0)
     return log_ratio.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO).exp()
 
 
 def _token_losses(ratio: Tensor, logp: Tensor, advantages: Tensor, config: PolicyLossConfig) -> Tensor:
-    clipped_ratio = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    clipped_ratio = ratio.clamp(*config.clip_bounds)
     if config.objective == "cispo":
         return -clipped_ratio.detach() * advantages * logp
     losses = torch.maximum(-advantages * ratio, -advantages * clipped_ratio)
@@ -252,14 +311,15 @@ def _token_losses(ratio: Tensor, logp: Tensor, advantages: Tensor, config: Polic
 
 def _clip_fractions(ratio: Tensor, advantages: Tensor, config: PolicyLossConfig) -> dict[str, Tensor]:
     """Where each bound binds: only where it changes the loss, so never for A = 0."""
+    low, high = config.clip_bounds
     fractions = {
-        "clipfrac_low": (advantages < 0) & (ratio < 1 - config.clip_low),
-        "clipfrac_high": (advantages > 0) & (ratio > 1 + config.clip_high),
+        "clipfrac_low": (advantages < 0) & (ratio < low),
+        "clipfrac_high": (advantages > 0) & (ratio > high),
     }
     if config.objective == "cispo":
         fractions = {
-            "clipfrac_low": (advantages != 0) & (ratio < 1 - config.clip_low),
-            "clipfrac_high": (advantages != 0) & (ratio > 1 + config.clip_high),
+            "clipfrac_low": (advantages != 0) & (ratio < low),
+            "clipfrac_high": (advantages != 0) & (ratio > high),
         }
     elif config.clip_dual is not None:
         fractions["clipfrac_dual"] = (advantages < 0) & (ratio > config.clip_dual)
