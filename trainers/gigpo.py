@@ -21,17 +21,22 @@ import difflib
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from agentgym.config import Config
-from agentgym.errors import UsageError
+from agentgym.errors import ConfigError, UsageError
 from agentgym.messages import ImagePart, TextPart, text_of
 from agentgym.trainers.advantages import dr_grpo, group_statistics, grpo
+from agentgym.trainers.credit import broadcast
+from agentgym.trainers.method import Method, Step
 from agentgym.trajectory import Trajectory, Turn
+
+if TYPE_CHECKING:
+    from agentgym.trainers.policy_gradient import PolicyGradientConfig
 
 Norm = Literal["std", "none"]
 
@@ -210,6 +215,36 @@ def anchor_metrics(clusters: Tensor, valid: Tensor) -> dict[str, float]:
         "gigpo/cluster_size": size.double().mean().item(),
         "gigpo/alone_frac": (size == 1).double().mean().item(),
     }
+
+
+class GiGPO(Method):
+    """Adds ``omega A_S`` to the episode advantages of the estimator, turn by turn."""
+
+    name = "gigpo"
+
+    @classmethod
+    def check(cls, config: PolicyGradientConfig) -> None:
+        """The episode part is a group's: ``grpo`` or ``dr_grpo``."""
+        if config.estimator not in ("grpo", "dr_grpo"):
+            raise ConfigError(
+                f"gigpo adds to episode advantages within groups, not to estimator {config.estimator!r}",
+                hint="estimator='grpo', or 'dr_grpo' without division by the standard deviation",
+            )
+
+    def advantages(self, step: Step, tokens: Tensor) -> Tensor:
+        """Token advantages with the step part."""
+        section = self.config.gigpo
+        assert section is not None
+        if section.omega == 0:
+            return tokens
+        collection, units = step.collection, step.collection.units
+        clusters = anchor_clusters(collection.trajectories, section.similarity)
+        valid = collection.valid[units.trajectory]
+        returns = step_returns(units.rewards, units.trajectory, section.gamma)
+        own = section.omega * step_advantages(returns, clusters, valid, section.norm)
+        step.metrics |= anchor_metrics(clusters, valid)
+        step.metrics["gigpo/step_advantage_std"] = float(own[valid].std()) if int(valid.sum()) > 1 else 0.0
+        return tokens + broadcast(own.to(tokens.dtype), units.index)
 
 
 def _key(turn: Turn) -> str:

@@ -19,7 +19,7 @@ from agentgym.journal import FILE, header
 from agentgym.redaction import MASK
 from agentgym.trainers import ALGORITHMS
 from agentgym.trainers.config import TrainConfig
-from agentgym.trainers.run import Algorithm, Progress, Run
+from agentgym.trainers.run import Algorithm, Progress, Run, Silent
 
 
 def presets() -> dict[str, Path]:
@@ -29,7 +29,7 @@ def presets() -> dict[str, Path]:
 
 
 def resolve(
-    name: str, sources: Sequence[Path] = (), overrides: Sequence[str] = ()
+    name: str, sources: Sequence[Path] = (), overrides: Sequence[str] = (), added: Sequence[str] = ()
 ) -> tuple[Algorithm, TrainConfig]:
     """The algorithm and config of a preset or algorithm called ``name``.
 
@@ -37,9 +37,10 @@ def resolve(
         name: A preset, a built-in or plugged-in algorithm, or an import path ``package.module:name``.
         sources: TOML files laid over the preset.
         overrides: ``a.b=value``, laid over the files.
+        added: Methods to combine it with; each brings the section of its own preset, under the files.
 
     Raises:
-        UnknownName: No such preset or algorithm.
+        UnknownName: No such preset, algorithm or method.
         ConfigError: An unknown key or a wrong value.
     """
     layers: list[Any] = []
@@ -52,6 +53,7 @@ def resolve(
     elif name not in ALGORITHMS and name not in plugins.declared("algorithms") and ":" not in name:
         known = {*shipped, *ALGORITHMS, *plugins.declared("algorithms")}
         raise UnknownName("algorithm", name, known, hint="or give package.module:name")
+    layers += [_section(method, shipped) for method in added]
     algorithm = plugins.find("algorithms", algorithm_name, ALGORITHMS, "algorithm")
     if not isinstance(algorithm, Algorithm):
         raise UsageError(
@@ -61,6 +63,19 @@ def resolve(
     return algorithm, configuration.load(
         algorithm.config, [{"algorithm": algorithm_name}, *layers, *sources], overrides
     )
+
+
+def _section(method: str, shipped: Mapping[str, Path]) -> dict[str, Any]:
+    """What ``--with METHOD`` lays over a preset: the method's own section, without its base's numbers."""
+    from agentgym.trainers.policy_gradient import METHODS
+
+    if method not in METHODS:
+        raise UnknownName("method", method, METHODS, hint="--with takes methods, the name before it a base")
+    preset = configuration.read_toml(shipped[method])
+    added = {method: preset[method]}
+    if method == "ppo":  # its advantages are an estimator of their own
+        added["estimator"] = preset["estimator"]
+    return added
 
 
 def reopen(folder: Path, overrides: Sequence[str] = ()) -> tuple[Algorithm, TrainConfig]:
@@ -116,6 +131,8 @@ def launch(
     Raises:
         AgentGymError: What stopped the run; it can be resumed from its folder.
     """
+    if algorithm.prepare is not None:
+        config = algorithm.prepare(config, progress or Silent())
     with Run(config, folder, resume=resume, progress=progress) as run:
         asyncio.run(algorithm.train(config, run))
         return run.export()

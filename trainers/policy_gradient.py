@@ -22,12 +22,15 @@ from agentgym.config import Config
 from agentgym.errors import ConfigError
 from agentgym.rollout.engine import RolloutEngine
 from agentgym.trainers import advantages as estimators
-from agentgym.trainers.batch import Batch
+from agentgym.trainers.batch import Batch, Row
 from agentgym.trainers.collect import Collection, TaskOrder, collect, environment_metrics, plan
 from agentgym.trainers.config import TrainConfig
 from agentgym.trainers.correction import CorrectionConfig
 from agentgym.trainers.credit import at_last_token, broadcast, token_index
+from agentgym.trainers.filters import FilterSection, filter_rows, group_metrics, keep_groups
+from agentgym.trainers.gigpo import GiGPO, GiGPOSection
 from agentgym.trainers.kl import kl_estimate
+from agentgym.trainers.leave_one_out import loop
 from agentgym.trainers.method import Method, Step, refuse_conflicts
 from agentgym.trainers.policy_loss import PolicyLossConfig
 from agentgym.trainers.reward_shaping import kl_penalised, soft_overlong_penalty
@@ -35,8 +38,16 @@ from agentgym.trainers.run import Algorithm, Run
 from agentgym.trainers.update import Reference, update
 from agentgym.trajectory import Trajectory
 
-METHODS: dict[str, type[Method]] = {}
-Estimator = Literal["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++-baseline", "gae"]
+METHODS: dict[str, type[Method]] = {"gigpo": GiGPO}
+Estimator = Literal["grpo", "dr_grpo", "rloo", "loop", "reinforce++", "reinforce++-baseline", "gae"]
+
+
+_OF_GROUPS = {
+    "grpo": estimators.grpo,
+    "dr_grpo": estimators.dr_grpo,
+    "rloo": estimators.rloo,
+    "loop": loop,
+}
 
 
 class OverlongSection(Config):
@@ -61,6 +72,8 @@ class PolicyGradientConfig(TrainConfig):
     filter_groups: bool = Field(False, description="drop all-equal groups and sample others in their place")
     filter_rounds: int = Field(4, ge=1, description="rounds of sampling at most, with filter_groups")
     overlong: OverlongSection | None = None
+    filters: FilterSection | None = None
+    gigpo: GiGPOSection | None = None
 
     @property
     def planned_updates(self) -> int:
@@ -184,6 +197,8 @@ def learn(
     on_policy = config.epochs * config.minibatches == 1
     if not on_policy or config.kl_in_reward or any(m.needs_old for m in methods):
         step.old = run.learner.score(collection.rows)
+    if config.filters is not None:
+        step.rows = filtered(config.filters, config.rollout.max_tokens, step)
     step.ref = reference.score(collection.rows) if reference is not None else None
     if config.kl_in_reward and step.old is not None and step.ref is not None:
         step.divergence = kl_estimate(step.old, step.ref, "k1")
@@ -207,6 +222,19 @@ def learn(
     return metrics
 
 
+def filtered(section: FilterSection, max_tokens: int, step: Step) -> list[Row]:
+    """The rows that no filter takes out; the counts go to the step's metrics."""
+    collection = step.collection
+    judged = filter_rows(step.rows, collection.trajectories, section, max_tokens=max_tokens)
+    kept = keep_groups(step.rewards, collection.groups, collection.valid, section.groups)
+    step.metrics |= judged.metrics | group_metrics(kept, collection.groups)
+    return [
+        row
+        for row, out in zip(step.rows, judged.out.tolist(), strict=True)
+        if not out and bool(kept[row.trajectory])
+    ]
+
+
 def advantages(config: PolicyGradientConfig, step: Step) -> tuple[Tensor, Tensor]:
     """Advantages of trajectories ``[N]`` (the first token's, where tokens differ) and tokens ``[B, T-1]``."""
     collection, whole = step.collection, step.whole
@@ -223,8 +251,7 @@ def advantages(config: PolicyGradientConfig, step: Step) -> tuple[Tensor, Tensor
     if config.estimator == "reinforce++-baseline":
         own = estimators.reinforce_plus_plus_baseline(rewards, groups, collection.sampled, valid)
     else:
-        estimator = {"grpo": estimators.grpo, "dr_grpo": estimators.dr_grpo, "rloo": estimators.rloo}
-        own = estimator[config.estimator](rewards, groups, valid)
+        own = _OF_GROUPS[config.estimator](rewards, groups, valid)
     return own, broadcast(own, index)
 
 

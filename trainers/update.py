@@ -7,6 +7,7 @@ its split into micro-batches nor rows without a gradient, which are not computed
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from agentgym.seeding import derive
 from agentgym.trainers.aggregation import Denominators
 from agentgym.trainers.batch import Batch, Row
 from agentgym.trainers.correction import CorrectionConfig, correction_weights, mismatch_metrics
+from agentgym.trainers.covariance import covariance_metrics, covariances, select
 from agentgym.trainers.learner import Learner, Loss, Outputs
 from agentgym.trainers.method import Method, Step, Term
 from agentgym.trainers.policy_loss import PolicyLossConfig, combine_metrics, policy_loss
@@ -57,14 +59,24 @@ def update(
     for epoch in range(epochs):
         seed = derive(run.config.seed, "minibatches", step.number, epoch)
         for chosen in split(step.rows, minibatches, seed):
+            selected, covariance = None, dict[str, float]()
+            if loss.covariance is not None:
+                selected, covariance = select_tokens(run, step, chosen, tokens, loss, seed)
             share, seen = make_loss(
-                chosen, tokens, loss=loss, correction=correction, old=step.old, ref=step.ref,
-                terms=lambda d, chosen=chosen: [t for m in methods if (t := m.term(step, chosen, d))],
-            )  # fmt: skip
+                chosen,
+                tokens,
+                loss=loss,
+                correction=correction,
+                old=step.old,
+                ref=step.ref,
+                selected=selected,
+                terms=partial(_terms, methods, step, chosen),
+            )
             live = [row for row in chosen if acts or bool(tokens[row.index].any())]
             skipped += len(chosen) - len(live)
             if live:
-                updates.append(run.learner.step(live, share, with_entropy=with_entropy) | seen())
+                result = run.learner.step(live, share, with_entropy=with_entropy)
+                updates.append(result | seen() | covariance)
             for method in methods:
                 method.after_update(step, chosen)
     step.metrics["updates_per_step"] = float(len(updates))
@@ -80,6 +92,7 @@ def make_loss(
     correction: CorrectionConfig,
     old: Tensor | None = None,
     ref: Tensor | None = None,
+    selected: Tensor | None = None,
     scale: float = 1.0,
     terms: Callable[[Denominators], Sequence[Term]] = lambda denominators: (),
 ) -> tuple[Loss, Seen]:
@@ -92,6 +105,7 @@ def make_loss(
         correction: Importance correction between engine and trainer.
         old: ``[B, T-1]`` log-probs before the update; ``None``: the present ones (on-policy).
         ref: ``[B, T-1]`` log-probs of the reference.
+        selected: ``[B, T-1]`` bool; the tokens that ``loss.covariance`` treats apart: see `select_tokens`.
         scale: What the whole loss is multiplied by.
         terms: What methods add, made once for the step's denominators.
     """
@@ -119,6 +133,8 @@ def make_loss(
             weights=correction_weights(logp_old, batch.logp_rollout, mask, correction),
             logp_ref=None if ref is None else here(ref),
             entropy=outputs.entropy,
+            turn=batch.turn,
+            selected=None if selected is None else here(selected),
         )
         shares.append(metrics)
         pairs.append((logp_old[mask], batch.logp_rollout[mask]))
@@ -140,6 +156,34 @@ def make_loss(
         return metrics | mismatch_metrics(trainer, engine, everything)
 
     return share, seen
+
+
+def select_tokens(
+    run: Run, step: Step, chosen: Sequence[Row], tokens: Tensor, loss: PolicyLossConfig, seed: int
+) -> tuple[Tensor, dict[str, float]]:
+    """The tokens of one optimiser step that ``loss.covariance`` treats apart, and metrics.
+
+    All of the step's log-probs are needed before the first of its micro-batches: a pass of its own.
+
+    Returns:
+        ``[B, T-1]`` bool by row index of the collection.
+    """
+    assert loss.covariance is not None
+    whole, index = step.whole.loss_mask, torch.tensor([row.index for row in chosen])
+    now = run.learner.score(chosen)[index]
+    width = now.shape[1]
+    mask, gain = whole[index, :width], tokens[index, :width]
+    old = now if step.old is None else step.old[index, :width]
+    part = select(gain, now, old, mask, loss.covariance, loss.clip_low, loss.clip_high, seed, rows=index)
+    selected = torch.zeros_like(whole)
+    selected[index, :width] = part
+    return selected, covariance_metrics(covariances(gain, now, mask), part, mask)
+
+
+def _terms(
+    methods: Sequence[Method], step: Step, chosen: Sequence[Row], denominators: Denominators
+) -> list[Term]:
+    return [t for m in methods if (t := m.term(step, chosen, denominators)) is not None]
 
 
 def split(rows: Sequence[Row], parts: int, seed: int) -> list[list[Row]]:

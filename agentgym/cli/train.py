@@ -42,6 +42,13 @@ _COLUMNS = {
 @click.option(
     "--config", "files", multiple=True, type=click.Path(path_type=Path), help="TOML file; repeatable."
 )
+@click.option(
+    "--with",
+    "added",
+    metavar="METHOD,…",
+    default="",
+    help="Combine with these methods: gigpo, ppo, igpo, spear, epo.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; default runs/NAME-TIME.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this folder.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved config as JSON and stop.")
@@ -50,6 +57,7 @@ def command(
     name: str | None,
     overrides: tuple[str, ...],
     files: tuple[Path, ...],
+    added: str,
     out: Path | None,
     resume: Path | None,
     dry_run: bool,
@@ -61,9 +69,9 @@ def command(
     if resume is not None:
         # The first word is no name here: only the secrets, which no run saves, are given again.
         given = (name, *overrides) if name else ()
-        if files or out or (name and "=" not in name):
+        if files or out or added or (name and "=" not in name):
             raise UsageError(
-                "--resume takes the saved config; it goes with no name, --config or --out",
+                "--resume takes the saved config; it goes with no name, --config, --with or --out",
                 hint=f"agentgym train --resume {resume}",
             )
         algorithm, config = launch.reopen(resume, given)
@@ -73,7 +81,9 @@ def command(
             raise UsageError(
                 "no algorithm named", hint=f"one of: {', '.join([*launch.presets(), 'cloning'])}"
             )
-        algorithm, config = launch.resolve(name, files, overrides)
+        algorithm, config = launch.resolve(
+            name, files, overrides, [method.strip() for method in added.split(",") if method.strip()]
+        )
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = out or Path("runs") / f"{name.replace(':', '-')}-{stamp}"
     if dry_run:
