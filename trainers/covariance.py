@@ -22,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agentgym.errors import ConfigError, UnknownName, UsageError
@@ -179,7 +180,7 @@ def _centred(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x - inside.mean(), 0.0)
 
 
-def _draws(mask: Tensor, seed: int, rows: Tensor | None) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def _draws(mask: Tensor, seed: int, rows: Tensor | None) -> NDArray[np.float64]:
     inside = mask.cpu().numpy()
     draws = np.zeros(inside.shape)
     ids = range(len(inside)) if rows is None else rows.tolist()

@@ -47,7 +47,8 @@ class PolicyLossConfig:
         objective: ``clip`` (PPO's pessimistic minimum) or ``cispo`` (clipped, detached ratio times log-prob).
         ratio: ``token``; ``sequence`` for GSPO: a row's mean log-ratio stands for each of its tokens;
             ``turn`` or ``trajectory`` for LOOP: the product of the token ratios of a turn, or of a row (where
-            a trajectory is one row), stands for each of its tokens.
+            a trajectory is one row), stands for each of its tokens. With seq-mean-token-mean that is LOOP's
+            objective; other modes count a trajectory once a token.
         clip_low: The ratio is clipped below ``1 - clip_low``; 1 or more clips nothing below.
         clip_high: The ratio is clipped above ``1 + clip_high``; more than ``clip_low`` is clip-higher.
         clip_space: ``linear``, or ``log``: the lower bound is ``1 / (1 + clip_low)``, so that equal numbers

@@ -141,6 +141,19 @@ def test_rewards_whose_mean_rounds_give_exactly_zero(method, dtype):
     assert not group_statistics(rewards, torch.zeros(49, dtype=torch.long)).std.any()
 
 
+@pytest.mark.parametrize("method", GROUP_METHODS)
+@pytest.mark.parametrize("members", [6, 8, 16, 32])
+def test_trl_s_counter_example_equal_rewards_of_2_4_whose_std_is_2_5e_7(method, members):
+    rewards = torch.full((members,), 2.4)
+    naive = rewards.std()
+    assert 2.4e-7 < naive.item() < 2.7e-7
+    # Divided by that, a rounding error of the mean would be an advantage of order one.
+    assert ((rewards - rewards.mean()) / (naive + 1e-10)).abs().max() > 0.5
+    advantages = method(rewards, torch.zeros(members, dtype=torch.long))
+    assert not advantages.any()
+    assert not informative(rewards, torch.zeros(members, dtype=torch.long)).any()
+
+
 @given(
     st.lists(
         st.tuples(st.integers(0, 3), st.sampled_from([0.1, 0.3, 2.4, -7.7, 1e8]), st.booleans()), max_size=24

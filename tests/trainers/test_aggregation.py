@@ -31,6 +31,13 @@ def test_golden_aggregation(mode, expected):
     assert aggregate(LOSSES, MASK, mode, denominators).item() == expected
 
 
+def test_golden_aggregation_the_older_sum_norm_had_no_row_mean():
+    # What verl computed before it divided by the rows: the step grew with the micro-batch.
+    denominators = Denominators.of(MASK.sum(1), length_norm=4)
+    assert aggregate(LOSSES, MASK, "token-sum", denominators).item() / 4 == 3
+    assert aggregate(LOSSES, MASK, "seq-mean-token-sum-norm", denominators).item() * 2 == 3
+
+
 def test_the_fixed_factor_must_be_configured():
     with pytest.raises(ConfigError, match="needs a positive length_norm"):
         aggregate(LOSSES, MASK, "seq-mean-token-sum-norm", Denominators.of(MASK.sum(1)))

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from agentgym.errors import ConfigError, UnknownName
-from agentgym.trainers.correction import CorrectionConfig, correction_weights, mismatch_metrics
+from agentgym.trainers.correction import (
+    CorrectionConfig,
+    batch_normalised,
+    correction_weights,
+    mismatch_metrics,
+)
 
 OLD = torch.tensor([[-1.0, -1.0, math.nan]], dtype=torch.float64)
 ROLLOUT = torch.tensor([[-2.0, -0.5, math.nan]], dtype=torch.float64)
@@ -45,6 +50,93 @@ def test_no_rule_no_weights():
     assert correction_weights(OLD, ROLLOUT, MASK, CorrectionConfig()) is None
 
 
+def rejecting(reject: str, above: float, level: str = "token", **more: object) -> list[float]:
+    config = CorrectionConfig(reject=reject, reject_above=above, reject_level=level, **more)
+    made = correction_weights(OLD, ROLLOUT, MASK, config)
+    assert made is not None and not made.requires_grad
+    return made[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("reject", "of_first", "of_second"),
+    # log w is 1 and -0.5.
+    [
+        ("ratio", math.e, math.exp(0.5)),
+        ("k1", 1.0, 0.5),
+        ("k2", 0.5, 0.125),
+        ("k3", math.e - 2, math.exp(-0.5) - 0.5),
+    ],
+)
+def test_rejection_drops_tokens_whose_measure_is_above_the_bound(reject, of_first, of_second):
+    assert rejecting(reject, of_first + 1e-9) == [1, 1, 0]
+    assert rejecting(reject, of_first - 1e-9) == [0, 1, 0]
+    assert rejecting(reject, of_second - 1e-9) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("reject", "of_row"),
+    [
+        ("ratio", math.exp(0.25)),
+        ("k1", 0.25),
+        ("k2", (0.5 + 0.125) / 2),
+        ("k3", (math.e - 2 + math.exp(-0.5) - 0.5) / 2),
+    ],
+)
+def test_rejection_of_sequences_goes_by_the_mean_over_their_tokens(reject, of_row):
+    assert rejecting(reject, of_row + 1e-9, "sequence") == [1, 1, 0]
+    assert rejecting(reject, of_row - 1e-9, "sequence") == [0, 0, 0]
+
+
+def test_rejection_stands_beside_a_rule():
+    both = rejecting("k1", 0.7, rule="truncate", high=2.0)
+    assert both == pytest.approx([0.0, math.exp(-0.5), 0.0])
+
+
+@pytest.mark.parametrize("reject", ["ratio", "k1", "k2", "k3"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_X11_an_engine_that_agrees_is_never_rejected(reject, level):
+    config = CorrectionConfig(
+        reject=reject, reject_level=level, reject_above=1.0 if reject == "ratio" else 0.0
+    )
+    made = correction_weights(OLD, OLD.clone(), MASK, config)
+    assert made is not None and made.tolist() == [[1, 1, 0]]
+
+
+def test_a_trainer_that_is_far_off_is_rejected_without_overflow():
+    far = torch.tensor([[0.0, -1.0]]), torch.tensor([[-1e9, -1.0]])
+    for reject in ("ratio", "k1", "k2", "k3"):
+        config = CorrectionConfig(reject=reject, reject_above=5.0)
+        made = correction_weights(*far, torch.ones(1, 2, dtype=torch.bool), config)
+        assert made is not None and made.tolist() == [[0, 1]]
+
+
+def test_the_sequence_mask_of_trl():
+    assert weights("mask", low=0.0, high=3.0, level="sequence") == pytest.approx([math.exp(0.5)] * 2 + [0.0])
+    assert weights("mask", low=0.0, high=1.6, level="sequence") == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("reject", "above"), [("ratio", 0.9), ("k1", -0.1)])
+def test_a_bound_that_rejects_agreement_is_refused(reject, above):
+    with pytest.raises(ConfigError, match="reject_above must be at least"):
+        CorrectionConfig(reject=reject, reject_above=above)
+
+
+def test_normalised_weights_average_to_one_over_the_step():
+    made = torch.tensor([[2.0, 1.0, math.nan], [0.0, 3.0, 9.0]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, False], [True, True, False]])
+    normal = batch_normalised(made, mask)
+    assert normal[mask].mean().item() == pytest.approx(1)
+    assert torch.allclose(normal[mask], made[mask] / 1.5)
+    assert not normal[~mask].any()
+
+
+def test_X11_equal_weights_normalise_to_exactly_one_and_nothing_to_nothing():
+    everything = torch.ones(1, 49, dtype=torch.bool)
+    assert torch.equal(batch_normalised(torch.full((1, 49), 2.4), everything), torch.ones(1, 49))
+    assert not batch_normalised(torch.zeros(1, 49), everything).any()
+    assert not batch_normalised(torch.full((1, 49), math.nan), ~everything).any()
+
+
 def test_a_hopeless_engine_does_not_overflow():
     far = torch.tensor([[0.0]]), torch.tensor([[-1e9]])
     made = correction_weights(*far, torch.tensor([[True]]), CorrectionConfig("truncate", high=math.inf))
@@ -62,6 +154,8 @@ def test_unknown_rules_and_levels_are_named():
         CorrectionConfig("truncated")  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match="sequence"):
         CorrectionConfig("mask", "row")  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="k3"):
+        CorrectionConfig(reject="k4")  # type: ignore[arg-type]
 
 
 def test_an_engine_that_agrees_shows_no_mismatch():

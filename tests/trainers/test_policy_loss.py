@@ -13,6 +13,8 @@ from agentgym.errors import ConfigError, UnknownName, UsageError
 from agentgym.trainers.aggregation import Denominators
 from agentgym.trainers.policy_loss import PolicyLoss, PolicyLossConfig, combine_metrics, policy_loss
 
+TENSORS = ("weights", "logp_ref", "entropy", "row_weight", "turn")
+
 
 def f64(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
@@ -23,7 +25,7 @@ def of(
 ) -> PolicyLoss:
     """The loss of one whole batch; config fields and tensors by name."""
     mask = torch.ones_like(logp, dtype=torch.bool) if mask is None else mask
-    tensors = {k: more.pop(k) for k in ("weights", "logp_ref", "entropy", "row_weight") if k in more}
+    tensors = {k: more.pop(k) for k in TENSORS if k in more}
     config = PolicyLossConfig(**more)
     denominators = Denominators.of(mask.sum(1), length_norm=config.length_norm)
     return policy_loss(logp, logp_old, advantages, mask, config=config, denominators=denominators, **tensors)
@@ -88,6 +90,124 @@ def test_gspo_s_gradient_is_that_of_its_sequence_objective():
     assert loss.item() == pytest.approx(paper.item(), abs=1e-12)
     ours, theirs = torch.autograd.grad(loss, logp)[0], torch.autograd.grad(paper, logp)[0]
     assert torch.allclose(ours, theirs, atol=1e-15)
+
+
+LOOP_LOGP, LOOP_OLD = f64([-0.9, -1.7, -0.6], [-2.0, -1.0, 0.0]), f64([-1.0, -2.0, -0.5], [-1.8, -1.1, 0.0])
+LOOP_MASK = torch.tensor([[True, True, True], [True, True, False]])
+LOOP_TURN = torch.tensor([[3, 3, 4], [7, 9, -1]])
+
+
+def loop_ratios(ratio: str, logp: Tensor = LOOP_LOGP, **more: Any) -> Tensor:
+    """The ratio of every token, read off the loss with an advantage there alone."""
+    rows = []
+    for place in range(logp.numel()):
+        advantages = torch.zeros(logp.numel()).double()
+        advantages[place] = 1
+        loss = of(logp, LOOP_OLD, advantages.view(2, 3), LOOP_MASK, ratio=ratio, clip_high=9, **more).loss
+        rows.append(-loss.item() * int(LOOP_MASK.sum()))
+    return torch.tensor(rows).double().view(2, 3)
+
+
+def test_golden_gspo_the_product_of_the_token_ratios():
+    row = of(LOOP_LOGP[:1], LOOP_OLD[:1], f64([1, 1, 1]), ratio="trajectory", clip_high=9).metrics
+    assert row["ratio_max"].item() == row["ratio_min"].item() == pytest.approx(1.349859, abs=1e-6)
+
+
+def test_d3_5_bandit_and_turn_ratios_are_products_of_token_ratios():
+    token = loop_ratios("token")
+    assert torch.allclose(token, torch.where(LOOP_MASK, (LOOP_LOGP - LOOP_OLD).exp(), 0.0))
+    whole = torch.where(LOOP_MASK, token, 1.0).prod(1, keepdim=True).expand(2, 3)
+    assert torch.allclose(loop_ratios("trajectory"), torch.where(LOOP_MASK, whole, 0.0))
+    turns = loop_ratios("turn", turn=LOOP_TURN)
+    expected = f64([token[0, 0] * token[0, 1]] * 2 + [token[0, 2]], [token[1, 0], token[1, 1], 0.0])
+    assert torch.allclose(turns, expected)
+
+
+@pytest.mark.parametrize("ratio", ["token", "turn", "trajectory"])
+def test_d3_5_every_ratio_is_one_on_policy(ratio):
+    metrics = of(LOOP_OLD, LOOP_OLD, torch.ones(2, 3), LOOP_MASK, ratio=ratio, turn=LOOP_TURN).metrics
+    assert metrics["ratio_max"] == metrics["ratio_min"] == 1
+
+
+def test_d3_5_one_turn_a_token_is_the_token_ratio_and_one_turn_a_row_the_trajectory_s():
+    each = torch.arange(3).expand(2, 3)
+    assert torch.allclose(loop_ratios("turn", turn=each), loop_ratios("token"))
+    assert torch.allclose(loop_ratios("turn", turn=each * 0 + 5), loop_ratios("trajectory"))
+
+
+def test_d3_5_the_bandit_gradient_is_that_of_its_objective():
+    logp = LOOP_LOGP.clone().requires_grad_()
+    advantages = f64([2.0], [-1.0])
+    loss = of(
+        logp,
+        LOOP_OLD,
+        advantages.expand(2, 3),
+        LOOP_MASK,
+        ratio="trajectory",
+        clip_low=0.9,
+        clip_high=9,
+        aggregation="seq-mean-token-mean",
+    ).loss
+    objective = -(((logp - LOOP_OLD) * LOOP_MASK).sum(1).exp() * advantages[:, 0]).mean()
+    assert loss.item() == pytest.approx(objective.item(), abs=1e-12)
+    ours, theirs = (torch.autograd.grad(x, logp)[0] for x in (loss, objective))
+    assert torch.allclose(ours, theirs, atol=1e-14)
+
+
+@pytest.mark.parametrize("ratio", ["turn", "trajectory"])
+def test_X2_X7_product_ratios_do_not_depend_on_other_rows_padding_or_garbage(ratio):
+    advantages = f64([2.0, 2.0, 1.0], [-1.0, 0.5, math.nan])
+    denominators = Denominators.of(LOOP_MASK.sum(1))
+
+    def gradient(rows: list[int], padding: int, fill: float) -> Tensor:
+        logp = torch.where(LOOP_MASK, LOOP_LOGP, fill)[rows].requires_grad_()
+
+        def wide(x: Tensor, value: float) -> Tensor:
+            return torch.nn.functional.pad(x, (padding, padding), value=value)
+
+        loss = policy_loss(
+            wide(logp, fill),
+            wide(LOOP_OLD[rows], fill),
+            wide(advantages[rows], fill),
+            wide(LOOP_MASK[rows], False),
+            config=PolicyLossConfig(ratio=ratio, clip_high=9),
+            denominators=denominators,
+            turn=wide(LOOP_TURN[rows], -77),
+        ).loss
+        return torch.autograd.grad(loss, logp)[0]
+
+    whole = gradient([0, 1], 0, 0.0)
+    assert whole[LOOP_MASK].all()
+    assert torch.equal(gradient([0, 1], 3, math.nan), whole)
+    assert torch.equal(torch.cat([gradient([0], 1, math.inf), gradient([1], 0, math.nan)]), whole)
+    assert torch.equal(gradient([1, 0], 0, 0.0).flip(0), whole)
+
+
+def test_a_step_without_a_token_has_no_turn_either():
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    assert of(LOOP_LOGP, LOOP_OLD, LOOP_OLD, nothing, ratio="turn", turn=LOOP_TURN).loss == 0
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.28, 3.0])
+def test_d3_6_in_log_space_the_bounds_multiply_to_one(eps):
+    low, high = PolicyLossConfig(clip_low=eps, clip_high=eps, clip_space="log").clip_bounds
+    assert low * high == pytest.approx(1) and high == 1 + eps
+
+
+def test_d3_6_the_lower_bound_binds_at_its_inverse():
+    config = {"clip_low": 0.25, "clip_high": 0.25, "clip_space": "log"}
+    for ratio, binds in ((0.79, 1), (0.81, 0)):
+        result = of(f64([math.log(ratio)]), f64([0.0]), f64([-1.0]), **config)
+        assert result.metrics["clipfrac_low"] == binds
+        assert result.loss.item() == pytest.approx(max(ratio, 0.8))
+    linear = of(f64([math.log(0.79)]), f64([0.0]), f64([-1.0]), clip_low=0.25, clip_high=0.25)
+    assert linear.loss.item() == pytest.approx(0.79)
+
+
+def test_X1_log_space_leaves_the_upper_bound_and_the_unclipped_loss_alone():
+    for advantage, ratio in ((1.0, 1.5), (1.0, 0.9), (-1.0, 1.1)):
+        losses = {one_token(advantage, ratio, clip_space=space).loss.item() for space in ("linear", "log")}
+        assert len(losses) == 1
 
 
 def test_cispo_bounds_the_weight_and_keeps_the_gradient():
@@ -229,6 +349,7 @@ def test_half_precision_log_probs_are_taken_to_float32():
         ({"aggregation": "token_mean"}, UnknownName, "did you mean 'token-mean'"),
         ({"objective": "ppo"}, UnknownName, "known: cispo, clip"),
         ({"ratio": "sequences"}, UnknownName, "did you mean 'sequence'"),
+        ({"clip_space": "logs"}, UnknownName, "did you mean 'log'"),
         ({"kl": "low_var_kl"}, UnknownName, "k3"),
     ],
 )
@@ -243,6 +364,8 @@ def test_a_config_that_cannot_be_is_refused_at_once(fields, error, message):
         ({"kl_coef": 0.1}, "no logp_ref was passed"),
         ({"entropy_coef": 0.1}, "no entropy was passed"),
         ({"weights": torch.ones(1, 1)}, "weights has shape"),
+        ({"ratio": "turn"}, "no turn was passed"),
+        ({"turn": torch.ones(2)}, "turn has shape"),
         ({"mask": torch.ones(2, 3)}, "mask must be bool"),
     ],
 )
