@@ -35,10 +35,11 @@ from agentgym.trainers.method import Method, Step, refuse_conflicts
 from agentgym.trainers.policy_loss import PolicyLossConfig
 from agentgym.trainers.reward_shaping import kl_penalised, soft_overlong_penalty
 from agentgym.trainers.run import Algorithm, Run
+from agentgym.trainers.spear import Spear, SpearSection
 from agentgym.trainers.update import Reference, update
 from agentgym.trajectory import Trajectory
 
-METHODS: dict[str, type[Method]] = {"gigpo": GiGPO}
+METHODS: dict[str, type[Method]] = {"gigpo": GiGPO, "spear": Spear}
 Estimator = Literal["grpo", "dr_grpo", "rloo", "loop", "reinforce++", "reinforce++-baseline", "gae"]
 
 
@@ -74,6 +75,7 @@ class PolicyGradientConfig(TrainConfig):
     overlong: OverlongSection | None = None
     filters: FilterSection | None = None
     gigpo: GiGPOSection | None = None
+    spear: SpearSection | None = None
 
     @property
     def planned_updates(self) -> int:

@@ -61,7 +61,9 @@ def update(
         for chosen in split(step.rows, minibatches, seed):
             selected, covariance = None, dict[str, float]()
             if loss.covariance is not None:
-                selected, covariance = select_tokens(run, step, chosen, tokens, loss, seed)
+                selected, covariance = select_tokens(
+                    run, step.whole.loss_mask, step.old, chosen, tokens, loss, seed
+                )
             share, seen = make_loss(
                 chosen,
                 tokens,
@@ -159,22 +161,37 @@ def make_loss(
 
 
 def select_tokens(
-    run: Run, step: Step, chosen: Sequence[Row], tokens: Tensor, loss: PolicyLossConfig, seed: int
+    run: Run,
+    whole: Tensor,
+    old: Tensor | None,
+    chosen: Sequence[Row],
+    tokens: Tensor,
+    loss: PolicyLossConfig,
+    seed: int,
 ) -> tuple[Tensor, dict[str, float]]:
     """The tokens of one optimiser step that ``loss.covariance`` treats apart, and metrics.
 
     All of the step's log-probs are needed before the first of its micro-batches: a pass of its own.
 
+    Args:
+        run: Whose learner says the present log-probs.
+        whole: ``[B, T-1]`` bool; the loss mask of all rows that ``chosen`` may be of, by row index.
+        old: ``[B, T-1]`` log-probs of the proximal policy; ``None``: the present ones.
+        chosen: Rows of this optimiser step.
+        tokens: ``[B, T-1]`` advantages.
+        loss: Whose ``covariance`` and clip range.
+        seed: Of this optimiser step.
+
     Returns:
         ``[B, T-1]`` bool by row index of the collection.
     """
     assert loss.covariance is not None
-    whole, index = step.whole.loss_mask, torch.tensor([row.index for row in chosen])
+    index = torch.tensor([row.index for row in chosen])
     now = run.learner.score(chosen)[index]
     width = now.shape[1]
     mask, gain = whole[index, :width], tokens[index, :width]
-    old = now if step.old is None else step.old[index, :width]
-    part = select(gain, now, old, mask, loss.covariance, loss.clip_low, loss.clip_high, seed, rows=index)
+    before = now if old is None else old[index, :width]
+    part = select(gain, now, before, mask, loss.covariance, loss.clip_low, loss.clip_high, seed, rows=index)
     selected = torch.zeros_like(whole)
     selected[index, :width] = part
     return selected, covariance_metrics(covariances(gain, now, mask), part, mask)
