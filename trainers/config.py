@@ -143,3 +143,8 @@ class TrainConfig(Config):
     def planned_updates(self) -> int:
         """Optimiser steps of the whole run, for the learning rate's schedule."""
         return self.steps
+
+    @property
+    def heads(self) -> Literal["policy", "value", "both"]:
+        """What the learner is: see :class:`agentgym.trainers.learner.Learner`."""
+        return "policy"

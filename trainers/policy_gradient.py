@@ -27,19 +27,22 @@ from agentgym.trainers.collect import Collection, TaskOrder, collect, environmen
 from agentgym.trainers.config import TrainConfig
 from agentgym.trainers.correction import CorrectionConfig
 from agentgym.trainers.credit import at_last_token, broadcast, token_index
+from agentgym.trainers.epo import EPO, EPOSection
 from agentgym.trainers.filters import FilterSection, filter_rows, group_metrics, keep_groups
 from agentgym.trainers.gigpo import GiGPO, GiGPOSection
+from agentgym.trainers.igpo import IGPO, IGPOSection
 from agentgym.trainers.kl import kl_estimate
 from agentgym.trainers.leave_one_out import loop
 from agentgym.trainers.method import Method, Step, refuse_conflicts
 from agentgym.trainers.policy_loss import PolicyLossConfig
+from agentgym.trainers.ppo import PPO, PPOSection
 from agentgym.trainers.reward_shaping import kl_penalised, soft_overlong_penalty
 from agentgym.trainers.run import Algorithm, Run
 from agentgym.trainers.spear import Spear, SpearSection
 from agentgym.trainers.update import Reference, update
 from agentgym.trajectory import Trajectory
 
-METHODS: dict[str, type[Method]] = {"gigpo": GiGPO, "spear": Spear}
+METHODS: dict[str, type[Method]] = {"gigpo": GiGPO, "ppo": PPO, "igpo": IGPO, "spear": Spear, "epo": EPO}
 Estimator = Literal["grpo", "dr_grpo", "rloo", "loop", "reinforce++", "reinforce++-baseline", "gae"]
 
 
@@ -75,12 +78,21 @@ class PolicyGradientConfig(TrainConfig):
     overlong: OverlongSection | None = None
     filters: FilterSection | None = None
     gigpo: GiGPOSection | None = None
+    igpo: IGPOSection | None = None
+    ppo: PPOSection | None = None
     spear: SpearSection | None = None
+    epo: EPOSection | None = None
 
     @property
     def planned_updates(self) -> int:
-        """Every pass over a collection makes ``minibatches`` updates."""
-        return self.steps * self.epochs * self.minibatches
+        """Every pass over a collection makes ``minibatches`` updates; a critic's warm-up makes none."""
+        still = min(self.steps, self.ppo.critic_warmup) if self.ppo is not None else 0
+        return (self.steps - still) * self.epochs * self.minibatches
+
+    @property
+    def heads(self) -> Literal["policy", "value", "both"]:
+        """A critic that is shared is a head beside the policy's."""
+        return "both" if self.ppo is not None and self.ppo.critic == "shared" else "policy"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -88,6 +100,11 @@ class PolicyGradientConfig(TrainConfig):
             raise ConfigError(
                 f"kl_in_reward needs token rewards, and estimator {self.estimator!r} has one a trajectory",
                 hint="use loss.kl_coef, or estimator='reinforce++' or 'gae'",
+            )
+        if self.estimator == "gae" and self.ppo is None:
+            raise ConfigError(
+                "estimator 'gae' takes its advantages from a critic, and there is none",
+                hint="add [ppo]: agentgym train ppo has it",
             )
         refuse_conflicts(METHODS, self)
         return self
@@ -205,9 +222,12 @@ def learn(
     if config.kl_in_reward and step.old is not None and step.ref is not None:
         step.divergence = kl_estimate(step.old, step.ref, "k1")
 
-    own, tokens = advantages(config, step)
+    own, base = advantages(config, step)
+    tokens = base
     for method in methods:
         tokens = method.advantages(step, tokens)
+    if tokens is not base:
+        own = first_tokens(tokens, step.whole, len(own))
     for trajectory, value in zip(collection.trajectories, own.tolist(), strict=True):
         if trajectory.valid:
             run.journal.train(number, trajectory.id, {"advantage": value})

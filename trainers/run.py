@@ -163,6 +163,7 @@ class Run:
             config.optimiser,
             temperature=config.rollout.temperature or 1.0,
             planned_updates=config.planned_updates,
+            heads=config.heads,
         )
         dtype = None if config.model.rollout_dtype == "auto" else getattr(torch, config.model.rollout_dtype)
         acting, tokenizer = models.load(config.model.name, dtype=dtype)
