@@ -28,6 +28,7 @@ from torch import Tensor
 
 from agentgym.errors import UsageError
 from agentgym.trainers.logprobs import token_logprobs
+from agentgym.trainers.packing import ATTENTION
 from agentgym.trajectory import Trajectory
 
 Form = Literal["masked", "batched", "sequential"]
@@ -266,7 +267,7 @@ def _require_maskable(model: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ())
     windowed = bool(kinds - {"full_attention"}) or (not kinds and getattr(config, "sliding_window", None))
     attention = config._attn_implementation
-    if windowed or attention not in ("sdpa", "eager"):
+    if windowed or attention not in ("sdpa", "eager", ATTENTION):
         reason = f"layers with {', '.join(sorted(kinds)) or 'a sliding window'}" if windowed else attention
         raise UsageError(
             f"the block mask of form='masked' needs full attention by sdpa or eager, and "
