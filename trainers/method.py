@@ -138,4 +138,5 @@ def refuse_conflicts(methods: Mapping[str, type[Method]], config: PolicyGradient
                     f"{name} cannot be combined with {other}: {methods[name].refuses[other]}",
                     hint=f"leave out [{name}] or [{other}]",
                 )
+    for name in chosen:
         methods[name].check(config)

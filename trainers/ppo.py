@@ -243,7 +243,8 @@ def _fit(values: Tensor, returns: Tensor) -> dict[str, float]:
     if not len(values):
         return {}
     found = {"value/mean": float(values.mean()), "return/mean": float(returns.mean())}
-    if bool(returns.max() > returns.min()):
+    # Equal returns come back from the sums over time equal but for rounding.
+    if float(returns.max() - returns.min()) > 1e-6 * float(returns.abs().max()):
         left = (returns - values).var(correction=0) / returns.var(correction=0)
         found["value/explained_variance"] = 1.0 - float(left)
     return found
