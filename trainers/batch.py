@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ from torch import Tensor
 from agentgym.conversation import Conversation, Layout, Renderer
 from agentgym.messages import Role
 from agentgym.policies.base import Completion
+from agentgym.trainers.families import families
 from agentgym.trajectory import Segment, Trajectory
+
+COPIED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,27 +120,51 @@ def collate(chosen: Sequence[Row]) -> Batch:
     )
 
 
-def micro_batches(chosen: Sequence[Row], token_budget: int) -> Iterator[list[Row]]:
-    """``chosen`` in micro-batches of at most ``token_budget`` padded tokens, longest rows first.
+def micro_batches(chosen: Sequence[Row], token_budget: int, *, packed: bool = False) -> Iterator[list[Row]]:
+    """``chosen`` in micro-batches of at most ``token_budget`` tokens, longest rows first.
 
     Equal rows (members of a group that begin alike) lie together and count once: see :func:`distinct`. A row
     longer than the budget has a micro-batch of its own.
-    """
 
-    def content(row: Row) -> tuple[Sequence[int], Sequence[bool]]:
-        return row.segment.token_ids, row.segment.loss_mask
+    Args:
+        chosen: The rows.
+        token_budget: Tokens to read, padding included.
+        packed: Nothing is padded, and rows that begin alike lie together, their common beginning counted
+            once: see :mod:`agentgym.trainers.packing`. The keys of that beginning are copied for each row,
+            so the rows of a micro-batch together are at most :data:`COPIED` times the budget.
+    """
+    homes = _homes(chosen) if packed else {}
+
+    def order(row: Row) -> tuple[Any, ...]:
+        tokens, mask = row.segment.token_ids, row.segment.loss_mask
+        return *(homes[tuple(tokens)] if packed else ()), -len(row), tokens, mask, row.index
 
     current: list[Row] = []
-    count = 0
-    for row in sorted(chosen, key=lambda r: (-len(r), *content(r), r.index)):
-        if not current or content(row) != content(current[-1]):
-            count += 1
-            if current and len(current[0]) * count > token_budget:
+    read = whole = 0
+    before: tuple[Any, ...] = ()
+    for row in sorted(chosen, key=order):
+        place = order(row)
+        if not current or place[:-1] != before[:-1]:
+            shared = homes[tuple(row.segment.token_ids)][2] if packed and place[:3] == before[:3] else 0
+            more = len(row) - shared if packed else len(current[0] if current else row)
+            if current and (read + more > token_budget or whole + len(row) > COPIED * token_budget):
                 yield current
-                current, count = [], 1
+                current, read, whole, more = [], 0, 0, len(row)
+            read, whole = read + more, whole + len(row)
         current.append(row)
+        before = place
     if current:
         yield current
+
+
+def _homes(chosen: Sequence[Row]) -> dict[tuple[int, ...], tuple[int, int, int]]:
+    """By token ids: minus the length of the family's longest row, the family's number, what it shares."""
+    ids = sorted({tuple(row.segment.token_ids) for row in chosen})
+    return {
+        ids[member]: (-max(len(ids[m]) for m in family.members), number, family.shared)
+        for number, family in enumerate(families(ids))
+        for member in family.members
+    }
 
 
 def distinct(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from agentgym.errors import UsageError
 from agentgym.trainers.batch import Batch, Row, collate, distinct, micro_batches
 from agentgym.trainers.config import ModelSection, OptimiserSection
 from agentgym.trainers.logprobs import token_logprobs
+from agentgym.trainers.packing import has_dropout, pack, prepare
 
 
 class Outputs(NamedTuple):
@@ -83,6 +84,7 @@ class Learner:
         if section.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.model.enable_input_require_grads()
+        self._packs, self._random = prepare(model), has_dropout(self.model)
         self.device = next(self.model.parameters()).device
         self.temperature, self.planned_updates = temperature, planned_updates
         self.updates = self.scheduled = 0
@@ -188,8 +190,14 @@ class Learner:
 
     def batches(self, rows: Sequence[Row]) -> Iterator[Batch]:
         """The rows in micro-batches of ``micro_batch_tokens``."""
-        for chosen in micro_batches(rows, self._optimiser_section.micro_batch_tokens):
+        budget = self._optimiser_section.micro_batch_tokens
+        for chosen in micro_batches(rows, budget, packed=self.packs):
             yield collate(chosen).to(self.device)
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows that begin alike are now read with their beginning once."""
+        return self._packs and not (self._random and self.model.training)
 
     def forward(self, batch: Batch, *, with_entropy: bool = False) -> Outputs:
         """What the heads say of a micro-batch, in fp32, or in fp64 for an fp64 model.
@@ -223,8 +231,11 @@ class Learner:
 
     def _states(self, base: Any, batch: Batch, read: Tensor, mask: Tensor) -> Tensor:
         """``[K, H]``: the hidden states, after the final norm, that predict the targets of ``mask``."""
+        ids, attention = batch.input_ids[read], batch.attention_mask[read]
+        if self.packs:
+            return pack(ids, attention.sum(1).tolist()).read(base.model, mask)
         hidden: Tensor = base.model(
-            input_ids=batch.input_ids[read], attention_mask=batch.attention_mask[read], use_cache=False
+            input_ids=ids, attention_mask=attention, use_cache=False
         ).last_hidden_state
         return hidden[:, :-1][mask]
 
