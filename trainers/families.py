@@ -29,7 +29,7 @@ class Family:
     shared: int
 
 
-def families(rows: Sequence[Sequence[int]]) -> list[Family]:
+def families(rows: Sequence[tuple[int, ...]]) -> list[Family]:
     """The grouping of different rows that leaves the fewest tokens to read.
 
     Members of a group share their task, groups the system's words: a row goes where it saves most.

@@ -180,7 +180,7 @@ def _attend(
         made: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
         return made, None
     if strange := {name for name, given in options.items() if given is not None} - _UNDERSTOOD:
-        raise NotImplementedError(f"attention with {', '.join(sorted(strange))}")
+        raise TypeError(f"attention with {', '.join(sorted(strange))}")
     # Under autocast, rotated queries and keys are fp32 and would be rounded only after they were copied.
     query, key = query.to(value.dtype), key.to(value.dtype)
 
@@ -198,15 +198,15 @@ def _attend(
     for block in packed_blocks:
         middle = start + block.shared
         end = middle + sum(block.lengths)
-        prefix = [x[:, :, start:middle] for x in (query, key, value)]
+        before_q, before_k, before_v = (x[:, :, start:middle] for x in (query, key, value))
         if block.shared:
-            parts.append(attend(*prefix, None))
+            parts.append(attend(before_q, before_k, before_v, None))
         if end > middle:
             q, k, v = (_padded(x[0, :, middle:end], block) for x in (query, key, value))
             if block.shared:
                 k, v = (
                     torch.cat((before.expand(len(own), -1, -1, -1), own), 2)
-                    for before, own in zip(prefix[1:], (k, v), strict=True)
+                    for before, own in ((before_k, k), (before_v, v))
                 )
             out = attend(q, k, v, block.mask)
             parts.append(out if block.place is None else out.index_select(0, block.place))
