@@ -191,7 +191,8 @@ def select_tokens(
     width = now.shape[1]
     mask, gain = whole[index, :width], tokens[index, :width]
     before = now if old is None else old[index, :width]
-    part = select(gain, now, before, mask, loss.covariance, loss.clip_low, loss.clip_high, seed, rows=index)
+    low, high = loss.clip_bounds
+    part = select(gain, now, before, mask, loss.covariance, 1 - low, high - 1, seed, rows=index)
     selected = torch.zeros_like(whole)
     selected[index, :width] = part
     return selected, covariance_metrics(covariances(gain, now, mask), part, mask)
