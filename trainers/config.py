@@ -119,6 +119,7 @@ class EvaluationSection(Config):
     split: str = "valid"
     episodes: int = Field(64, ge=1)
     temperature: float = Field(0.0, ge=0)
+    seed: int | None = Field(None, ge=0, description="of the sample of tasks; the run's by default")
 
 
 class TrainConfig(Config):
@@ -145,6 +146,6 @@ class TrainConfig(Config):
         return self.steps
 
     @property
-    def heads(self) -> Literal["policy", "value", "both"]:
+    def learner_heads(self) -> Literal["policy", "value", "both"]:
         """What the learner is: see :class:`agentgym.trainers.learner.Learner`."""
         return "policy"

@@ -90,7 +90,7 @@ class PolicyGradientConfig(TrainConfig):
         return (self.steps - still) * self.epochs * self.minibatches
 
     @property
-    def heads(self) -> Literal["policy", "value", "both"]:
+    def learner_heads(self) -> Literal["policy", "value", "both"]:
         """A critic that is shared is a head beside the policy's."""
         return "both" if self.ppo is not None and self.ppo.critic == "shared" else "policy"
 

@@ -163,7 +163,7 @@ class Run:
             config.optimiser,
             temperature=config.rollout.temperature or 1.0,
             planned_updates=config.planned_updates,
-            heads=config.heads,
+            heads=config.learner_heads,
         )
         dtype = None if config.model.rollout_dtype == "auto" else getattr(torch, config.model.rollout_dtype)
         acting, tokenizer = models.load(config.model.name, dtype=dtype)
@@ -220,10 +220,11 @@ class Run:
         section = self.config.evaluation
         self.progress.phase(f"evaluating on {section.split}")
         tasks = self.tasks(section.split)
+        seed = self.config.seed if section.seed is None else section.seed
         engine = self.engine(temperature=section.temperature)
         episodes = [
             Episode(f"eval-{step:05d}-{i:05d}", task_id, section.split, group=i)
-            for i, task_id in enumerate(tasks.sample(section.episodes, self.config.seed))
+            for i, task_id in enumerate(tasks.sample(section.episodes, seed))
         ]
         try:
             ended = await collect(
