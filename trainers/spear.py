@@ -238,6 +238,7 @@ class Spear(Method):
         ages = [number - sample.step for sample in selection.samples]
         return {
             "sil/updates": float(len(updates)),
+            "time/replay": found["time/update"],
             "sil/age_mean": sum(ages) / len(ages),
             "sil/age_max": float(max(ages)),
             "sil/adv_mean": sum(selection.advantages) / len(ages),
@@ -271,5 +272,4 @@ _LOGGED = {
     "cov_mean": "cov_mean",
     "cov_max": "cov_max",
     "cov_masked_frac": "cov_masked_frac",
-    "time": "time/update",
 }
