@@ -1,0 +1,47 @@
+"""``agentgym bench learning``: run the learning studies and write their report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+# Last on the path: the benchmarks are called like the packages that they measure.
+sys.path.append(str(Path(__file__).parent))
+import report
+from studies import run, studies
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def main() -> int:
+    """Run what is asked for; 1 if a run failed."""
+    known = studies()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", nargs="*", choices=[[], *known], help="default: all")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning", help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", help="others than the studies'; nothing is reported")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="over all settings")
+    parser.add_argument("--at-once", type=int, help="runs at once; default: one a core")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    given = parser.parse_args()
+    failed = {}
+    for name in given.study or known:
+        study = known[name]
+        if not given.report:
+            failed |= {
+                (name, *key): why
+                for key, why in run(
+                    study, given.runs, seeds=given.seeds, at_once=given.at_once, extra=given.set,
+                    tell=lambda text: print(text, file=sys.stderr, flush=True),
+                ).items()
+            }  # fmt: skip
+        if not given.seeds and not given.set:
+            print(f"{name}: {study.title}\n\n{report.write(study, given.runs, ROOT / 'docs')}")
+    for key, why in failed.items():
+        print(f"{'/'.join(map(str, key))} failed: {why}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

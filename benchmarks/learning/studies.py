@@ -1,0 +1,200 @@
+"""Learning studies: which arms are compared on which environment, and the runs that this takes.
+
+Invariant: a run is named by study, arm and seed, and is started from its study's file alone; one that was
+interrupted goes on where it stopped, and one that is finished is not done again. Arms of a study share the
+model they start from, the seeds, the order of tasks and the number of episodes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: Of the arm.
+        preset: What ``agentgym train`` runs.
+        added: Methods for ``--with``.
+        settings: ``a.b=value``, after the study's.
+    """
+
+    name: str
+    preset: str
+    added: tuple[str, ...]
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison.
+
+    Attributes:
+        name: Of its file.
+        title: The question, for a person.
+        environment: What it is played on, and why, for a person.
+        seeds: Of the runs that count; tuning uses others.
+        start: Settings of ``agentgym train pocket``, which makes the model that every arm starts from.
+        settings: Of every arm.
+        arms: By name.
+        pairs: ``(arm, base)``: what is compared.
+    """
+
+    name: str
+    title: str
+    environment: str
+    seeds: tuple[int, ...]
+    start: tuple[str, ...]
+    settings: tuple[str, ...]
+    arms: dict[str, Arm]
+    pairs: tuple[tuple[str, str], ...]
+
+
+def studies() -> dict[str, Study]:
+    """Every study, by name."""
+    return {path.stem: read(path) for path in sorted(HERE.glob("*.toml"))}
+
+
+def read(path: Path) -> Study:
+    """A study's file.
+
+    Raises:
+        KeyError: A pair names an arm that there is not, or a field is missing.
+    """
+    table = tomllib.loads(path.read_text())
+    arms = {
+        name: Arm(name, arm["preset"], tuple(arm.get("with", ())), tuple(arm.get("settings", ())))
+        for name, arm in table["arms"].items()
+    }
+    pairs = tuple((arm, base) for arm, base in table["pairs"])
+    for name in (name for pair in pairs for name in pair):
+        if name not in arms:
+            raise KeyError(f"{path.name}: a pair names {name!r}, arms are {', '.join(arms)}")
+    return Study(
+        path.stem,
+        table["title"],
+        table["environment"],
+        tuple(table["seeds"]),
+        tuple(table["start"]),
+        tuple(table["settings"]),
+        arms,
+        pairs,
+    )
+
+
+def run(
+    study: Study,
+    root: Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    at_once: int | None = None,
+    extra: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[tuple[str, int], str]:
+    """Do all runs that are not done, one to a core.
+
+    Args:
+        study: What to run.
+        root: Folder of the studies' runs; each has ``start`` and ``arm/seed`` there.
+        seeds: Others than the study's.
+        at_once: Runs at once; by default one a core.
+        extra: Settings laid over everything (a smoke run's).
+        tell: Called with a line for a person.
+
+    Returns:
+        By arm and seed why a run failed; its log lies beside its folder.
+    """
+    folder = root / study.name
+    prepare(study)
+    start = folder / "start"
+    if problem := _train(
+        ["pocket", *study.start, *(e for e in extra if e.startswith("start."))], start, tell
+    ):
+        return {("start", 0): problem}
+    jobs = [(arm, seed) for seed in (seeds or study.seeds) for arm in study.arms.values()]
+    failed: dict[tuple[str, int], str] = {}
+
+    def one(job: tuple[Arm, int]) -> None:
+        arm, seed = job
+        out = folder / arm.name / str(seed)
+        added = ["--with", ",".join(arm.added)] if arm.added else []
+        settings = [*study.settings, *arm.settings, *(e for e in extra if not e.startswith("start."))]
+        command = [arm.preset, *added, f"model={start / 'model'}", *settings, f"seed={seed}"]
+        if problem := _train(command, out, tell):
+            failed[arm.name, seed] = problem
+
+    with ThreadPoolExecutor(at_once or os.cpu_count() or 1) as pool:
+        list(pool.map(one, jobs))
+    return failed
+
+
+def prepare(study: Study) -> None:
+    """Write the files that a study's environment reads, if it has a generator."""
+    for setting in (*study.start, *study.settings):
+        key, _, value = setting.partition("=")
+        if key == "env.kwargs.corpus":
+            import facts
+
+            facts.write(Path(value.strip("'\"")).parent)
+
+
+def _train(arguments: Sequence[str], out: Path, tell: Callable[[str], None]) -> str:
+    """Train, or go on training; return why it failed, or nothing."""
+    if (out / "model" / "config.json").exists():
+        return ""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    begun = (out / "config.toml").exists()
+    command = ["train", "--resume", str(out)] if begun else ["train", *arguments, "--out", str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    started = time.perf_counter()
+    with out.with_name(f"{out.name}.log").open("a") as log:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "agentgym.cli", *command],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, check=False,
+        )  # fmt: skip
+    name = f"{out.parent.parent.name}/{out.parent.name}/{out.name}"
+    tell(f"{name}: {'failed' if done.returncode else 'done'} in {time.perf_counter() - started:.0f} s")
+    return f"exit code {done.returncode}, see {out}.log" if done.returncode else ""
+
+
+def curve(out: Path) -> list[tuple[int, float]]:
+    """``(step, success)`` of a run's evaluations."""
+    from agentgym.trainers.metrics import load
+
+    found = load(out) if (out / "metrics.jsonl").exists() else {}
+    return [
+        (step, float(value))
+        for step, metrics in sorted(found.items())
+        if (value := metrics.get("eval/success")) is not None
+    ]
+
+
+def results(study: Study, root: Path) -> dict[str, dict[int, list[tuple[int, float]]]]:
+    """Curves by arm and seed of the runs that are finished."""
+    return {
+        arm: {
+            seed: points
+            for seed in study.seeds
+            if (root / study.name / arm / str(seed) / "model").exists()
+            and (points := curve(root / study.name / arm / str(seed)))
+        }
+        for arm in study.arms
+    }
+
+
+def settings_of(study: Study) -> dict[str, Any]:
+    """What a reader needs to repeat it."""
+    return {"start": study.start, "settings": study.settings, "arms": study.arms}
