@@ -41,6 +41,16 @@ def environments(as_json: bool) -> None:
     _show(_run(_checkout() / "environments.py"), as_json)
 
 
+@command.command("learning", context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def learning(arguments: tuple[str, ...]) -> None:
+    """Learning studies, several seeds an arm: hours. STUDY … names some, --report runs nothing."""
+    script = _checkout() / "learning" / "run.py"
+    done = subprocess.run([sys.executable, "-P", str(script), *arguments], check=False)
+    if done.returncode != 0:
+        raise AgentGymError("not all runs ended well", hint="call it again: what is finished is not repeated")
+
+
 def _show(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         write_json(report)
