@@ -171,6 +171,19 @@ def test_e1_without_coefficient_it_is_the_base_bit_for_bit(learn: Make, groups: 
     assert drop == [{k: v for k, v in m.items() if not k.startswith("time/")} for m in base.metrics]
 
 
+def test_e1_and_e2_over_ppo_bit_for_bit(train: Make, tmp_path: Path) -> None:
+    def weights(name: str, *overrides: str) -> bytes:
+        folder = tmp_path / "-".join([name, *overrides])
+        train(folder, name, "steps=3", "groups=6", "env.kwargs.turns=2", "optimiser.lr=1e-2", *overrides)
+        return (folder / "model" / "model.safetensors").read_bytes()
+
+    ppo, plain = weights("ppo"), weights("ppo_entropy", "loss.entropy_coef=0.1")
+    assert weights("epo", "epo.coef=0") == ppo != plain
+    assert weights("epo", "epo.coef=0.1", "epo.smooth=0") == plain
+    narrow = "epo.coef=0.1", "epo.kappa_low=1", "epo.kappa_high=1"
+    assert weights("epo", *narrow, "epo.mode=parity") == plain != weights("epo", *narrow)
+
+
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
 @pytest.mark.parametrize("split", [(), ("epochs=2", "minibatches=2")], ids=["one", "four"])
 def test_e2_without_penalty_it_is_the_plain_entropy_bonus_bit_for_bit(
