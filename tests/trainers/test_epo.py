@@ -292,6 +292,12 @@ def test_the_band_is_inclusive_in_parity_too() -> None:
     assert found.tolist() == [0, 0, 0.05, 0.05]
 
 
+def test_tokens_on_an_edge_count_as_inside(settings: Make, groups: list[Trajectory]) -> None:
+    alone = Alone(settings, groups).history([1.0, 1.0, 1.0])
+    _, _, metrics = alone(alone.of_turns(0.5, 1.5, 0.5))
+    assert metrics["epo/frac_below"] == metrics["epo/frac_above"] == metrics["epo/penalty"] == 0
+
+
 def test_e7_the_reference_is_a_number() -> None:
     reference = f64(1.0).requires_grad_()
     for mode in ("hinge", "squared"):
@@ -360,13 +366,14 @@ def test_a_turn_without_tokens_leaves_a_gap_and_shifts_nothing(settings: Make, m
     assert found is not None and found.tolist() == [1, 2, 3]  # turn 1: the mean of all
 
 
+@pytest.mark.parametrize("mode", ["hinge", "squared", "parity"])
 def test_e9_neither_padding_nor_what_ended_or_failed_is_in_a_mean(
-    settings: Make, groups: list[Trajectory], make_trajectory: Make
+    settings: Make, groups: list[Trajectory], make_trajectory: Make, mode: str
 ) -> None:
     failed = make_trajectory(
         "f", reward=9.0, lengths=((2, 9), (3, 9)), outcome=Outcome.infra_failed("sandbox")
     )
-    alone, beside = Alone(settings, groups), Alone(settings, [failed, *groups])
+    alone, beside = (Alone(settings, own, f"epo.mode={mode}") for own in (groups, [failed, *groups]))
     seen = []
     for one in (alone, beside):
         one.history([1.0, 1.0, 1.0])
