@@ -1,20 +1,26 @@
 """Log-probs and entropies of target tokens, straight from hidden states.
 
-Invariant: at most ``chunk`` rows of logits exist at a time, forward and backward, and they are never kept:
-the backward pass computes them again from the hidden states and the normaliser that was saved. With a
-vocabulary of 49,152 and fp32, 4,096 tokens of logits are 0.8 GB; a chunk of 256 is 50 MB.
+Invariant: no more logits than those of ``chunk`` tokens exist at a time, forward and backward (with entropies
+twice as much memory), and they are never kept: the backward pass computes them again from the hidden states
+and the normaliser that was saved. With a vocabulary of 49,152 and fp32, 4,096 tokens of logits are 0.8 GB; a
+chunk of 256 is 50 MB.
 
 Values and gradients are those of ``log_softmax(hidden @ weight.T / temperature)``.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from agentgym.errors import UsageError
+
+# Tokens of a tile in the backward pass, in chunks.
+TALLER = 8
 
 
 class TokenLogprobs(NamedTuple):
@@ -90,48 +96,105 @@ class _TokenLogprobs(torch.autograd.Function):
         exact = torch.promote_types(compute, torch.float32)
         logp = hidden.new_empty(len(targets), dtype=exact)
         normaliser = torch.empty_like(logp)
-        entropy = torch.empty_like(logp)
+        entropy = torch.empty_like(logp) if with_entropy else None
         head = weight.to(compute)
+        tile = _Tile(min(chunk, len(targets)) * len(weight), compute, hidden.device)
         for part in _chunks(len(targets), chunk):
-            logits = _logits(hidden[part], head, temperature, exact)
-            normaliser[part] = logits.logsumexp(1)
-            logp[part] = logits.gather(1, targets[part, None]).squeeze(1) - normaliser[part]
-            if with_entropy:
-                entropy[part] = normaliser[part] - (logits.softmax(1) * logits).sum(1)
+            logits = tile.logits(hidden[part], head, temperature)
+            largest = logits.amax(1, keepdim=True)
+            chosen = logits.gather(1, targets[part, None])
+            if entropy is None:
+                total = logits.sub_(largest).exp_().sum(1, keepdim=True)
+            else:
+                # H = log sum(e^z) - sum(z e^z) / sum(e^z), with z below the largest logit.
+                odds = torch.exp(logits.sub_(largest), out=tile.second(logits.shape))
+                total = odds.sum(1, keepdim=True)
+                entropy[part] = (total.log() - odds.mul_(logits).sum(1, keepdim=True) / total).squeeze(1)
+            log_total = largest + total.log()
+            logp[part] = (chosen - log_total).squeeze(1)
+            normaliser[part] = log_total.squeeze(1)
         ctx.save_for_backward(hidden, weight, targets, normaliser, entropy)
         ctx.numbers = temperature, chunk, compute
-        return logp, entropy if with_entropy else None
+        ctx.set_materialize_grads(False)
+        return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, normaliser, entropy = ctx.saved_tensors
         temperature, chunk, compute = ctx.numbers
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
-        head = weight.to(compute)
-        scale = grad_logp / temperature
-        for part in _chunks(len(targets), chunk):
-            log_p = _logits(hidden[part], head, temperature, normaliser.dtype).sub_(normaliser[part, None])
-            # d logp / d logits = onehot - p;  d H / d logits = -p (log p + H)
-            if grad_entropy is None:
-                grad = log_p.exp_().mul_(-scale[part, None])
-            else:
-                factor = (log_p + entropy[part, None]).mul_(grad_entropy[part, None] / temperature)
-                grad = log_p.exp_().mul_(factor.add_(scale[part, None]).neg_())
-            grad.scatter_add_(1, targets[part, None], scale[part, None])
-            low = grad.to(compute)
-            if grad_hidden is not None:
-                grad_hidden[part] = (low @ head).to(hidden.dtype)
-            if grad_weight is not None:
-                grad_weight += low.T @ hidden[part].to(compute)
+        scale = torch.zeros_like(normaliser) if grad_logp is None else grad_logp / temperature
+        # Tall tiles of as many logits: every row of tiles adds to all of grad_weight, which is slow.
+        height = max(1, min(len(targets), chunk * TALLER))
+        width = max(1, chunk * len(weight) // height)
+        tile = _Tile(height * min(width, len(weight)), compute, hidden.device)
+        for part in _chunks(len(targets), height):
+            states = hidden[part].to(compute)
+            for words in _chunks(len(weight), width):
+                head = weight[words].to(compute)
+                log_p = tile.logits(states, head, temperature).sub_(normaliser[part, None])
+                # d logp / d logits = onehot - p;  d H / d logits = -p (log p + H)
+                if grad_entropy is None:
+                    grad = log_p.exp_().mul_(-scale[part, None])
+                else:
+                    slope = -grad_entropy[part, None] / temperature
+                    p = torch.exp(log_p, out=tile.second(log_p.shape))
+                    constant = slope * entropy[part, None] - scale[part, None]
+                    grad = torch.addcmul(constant, log_p, slope, out=log_p).mul_(p)
+                place = targets[part] - words.start
+                here = (place >= 0) & (place < len(head))
+                grad.scatter_add_(1, place.where(here, 0)[:, None], scale[part].where(here, 0)[:, None])
+                low = tile.lowered(grad)
+                if grad_hidden is not None:
+                    grad_hidden[part] += low @ head
+                if grad_weight is not None:
+                    _add_product(grad_weight[words], low.T, states)
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.to(hidden.dtype)
         return grad_hidden, grad_weight, None, None, None, None, None
+
+
+class _Tile:
+    """Memory for one tile of logits, used again for the next: fresh pages cost as much as the arithmetic."""
+
+    def __init__(self, elements: int, compute: torch.dtype, device: torch.device) -> None:
+        exact = torch.promote_types(compute, torch.float32)
+        self._low = torch.empty(elements, dtype=compute, device=device)
+        self._exact = self._low if exact == compute else torch.empty(elements, dtype=exact, device=device)
+        self._second: Tensor | None = None
+
+    def logits(self, hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+        """``hidden @ head.T / temperature``, the product in ``compute``."""
+        shape = len(hidden), len(head)
+        low = torch.mm(hidden.to(head.dtype), head.T, out=_view(self._low, shape))
+        logits = low if self._exact is self._low else _view(self._exact, shape).copy_(low)
+        return logits if temperature == 1.0 else logits.div_(temperature)
+
+    def second(self, shape: Sequence[int]) -> Tensor:
+        """As much memory again."""
+        if self._second is None:
+            self._second = torch.empty_like(self._exact)
+        return _view(self._second, shape)
+
+    def lowered(self, exact: Tensor) -> Tensor:
+        """``exact`` in ``compute``."""
+        return exact if self._exact is self._low else _view(self._low, exact.shape).copy_(exact)
+
+
+def _view(memory: Tensor, shape: Sequence[int]) -> Tensor:
+    return memory[: math.prod(shape)].view(*shape)
+
+
+def _add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
+    if to.dtype == left.dtype:
+        to.addmm_(left, right)
+    else:
+        to += left @ right
 
 
 def _chunks(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def _logits(hidden: Tensor, head: Tensor, temperature: float, exact: torch.dtype) -> Tensor:
-    logits = (hidden.to(head.dtype) @ head.T).to(exact)
-    return logits if temperature == 1.0 else logits.div_(temperature)

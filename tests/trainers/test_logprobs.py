@@ -148,3 +148,33 @@ def test_numbers_that_cannot_be_are_refused(fields):
     hidden, weight, targets = inputs()
     with pytest.raises(UsageError, match="must be positive"):
         token_logprobs(hidden, weight, targets, **fields)
+
+
+@pytest.mark.parametrize("use", ["logp", "entropy", "neither"])
+def test_what_the_loss_does_not_use_has_no_gradient(use):
+    hidden, weight, targets = inputs()
+    logp, entropy = token_logprobs(hidden, weight, targets, with_entropy=True, chunk=5)
+    expected, expected_entropy = naive(hidden, weight, targets, 1.0)
+    chosen, theirs = {"logp": (logp, expected), "entropy": (entropy, expected_entropy)}.get(
+        use, (0 * logp, 0 * expected)
+    )
+    assert chosen is not None
+    ours = torch.autograd.grad(chosen.sum(), (hidden, weight))
+    for a, b in zip(ours, torch.autograd.grad(theirs.sum(), (hidden, weight)), strict=True):
+        assert torch.allclose(a, b, atol=1e-12, rtol=0)
+
+
+def test_many_tiles_of_bfloat16_add_up_in_float32():
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(200, 16, generator=generator).requires_grad_()
+    weight = torch.randn(300, 16, generator=generator).requires_grad_()
+    targets = torch.randint(300, (200,), generator=generator)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logp, entropy = token_logprobs(hidden, weight, targets, with_entropy=True, chunk=3)
+    assert entropy is not None
+    ours = torch.autograd.grad((logp + entropy).sum(), (hidden, weight))
+    exact, exact_entropy = naive(hidden, weight, targets, 1.0)
+    theirs = torch.autograd.grad((exact + exact_entropy).sum(), (hidden, weight))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == torch.float32
+        assert float((a - b).norm()) < 0.01 * float(b.norm())
