@@ -144,6 +144,62 @@ class EchoEnv(Env[str]):
         return f"Say: {self._word(task, self._said)}"
 
 
+class AskEnv(Env[str]):
+    """Ask for a private digit, then say it: two turns, and a reward only for the right digit at the end.
+
+    A guess without asking is right now and then, and asking pays only for one who has learned to repeat the
+    answer. So a policy that gives up exploring early stays at chance: the smallest game that shows it. Each
+    split holds 1,000 tasks.
+
+    Args:
+        digits: How many different digits there are; 2 to 10.
+        must_ask: Whether a guess without asking earns nothing.
+        render_mode: ``None`` or ``ansi``.
+    """
+
+    worker: ClassVar[Worker] = "async"
+
+    def __init__(self, digits: int = 10, must_ask: bool = False, *, render_mode: str | None = None) -> None:
+        if not 2 <= digits <= 10:
+            raise UsageError(f"digits is 2 to 10, not {digits}")
+        self.digits, self.must_ask = [str(digit) for digit in range(digits)], must_ask
+        self._turn, self._asked = 0, False
+
+    def tasks(self, split: str) -> TaskSet:
+        """1,000 tasks, each with the private ``digit``."""
+        ids = [f"ask-{self.require_split(split)}-{i}" for i in range(1_000)]
+        return TaskSet(split, ids, lambda task_id: self._task_of(task_id, split))
+
+    def begin(self, task: Task) -> tuple[str, dict[str, Any]]:
+        """Say what can be done."""
+        self._turn, self._asked = 0, False
+        return "Ask or wait.", {"admissible_actions": self._choices()}
+
+    def act(self, action: str) -> Transition:
+        """The first turn tells the digit to one who asks; the second one ends the episode."""
+        said, self._turn = action.strip(), self._turn + 1
+        digit = self.task.private["digit"]
+        info: dict[str, Any] = {"valid_action": said in self._choices()}
+        if self._turn == 1:
+            self._asked = said == "ask"
+            told = f"It is {digit}. Say it." if self._asked else "It is hidden. Say it."
+            return Transition(told, info={**info, "admissible_actions": self._choices()})
+        right = said == digit and (self._asked or not self.must_ask)
+        info |= {"success": right, "asked": self._asked}
+        return Transition("Right." if right else "Wrong.", float(right), True, False, info)
+
+    def expert(self, task: Task) -> Sequence[str]:
+        """Ask, and say what was told."""
+        return ["ask", str(task.private["digit"])]
+
+    def _choices(self) -> list[str]:
+        return ["ask", *self.digits]
+
+    def _task_of(self, task_id: str, split: str) -> Task:
+        digit = self.digits[derive(0, task_id) % len(self.digits)]
+        return Task(task_id, split, "Say the digit.", private={"digit": digit})
+
+
 class GuessEnv(Env[str]):
     """Find a private number from "higher" and "lower". ``begin`` and ``act`` are coroutines.
 

@@ -18,10 +18,10 @@ from agentgym import Env, Task, TaskSet, Transition
 from agentgym.env import ForkMode
 from agentgym.errors import EnvironmentFailed, ForkUnsupported, UnknownName, UsageError
 from agentgym.task import of_list
-from agentgym.testing import ColourEnv, CrashEnv, EchoEnv, GuessEnv, NoopEnv
+from agentgym.testing import AskEnv, ColourEnv, CrashEnv, EchoEnv, GuessEnv, NoopEnv
 from agentgym.wrappers.stack import EnvConfig
 
-EXAMPLES = [NoopEnv, EchoEnv, GuessEnv, ColourEnv, CrashEnv]
+EXAMPLES = [NoopEnv, EchoEnv, AskEnv, GuessEnv, ColourEnv, CrashEnv]
 
 
 class DiceEnv(Env[str]):
