@@ -7,9 +7,9 @@ equal to the last bit. The three forms differ in packing only and agree to round
 ==============  ==========================================================================================
 ``sequential``  one forward a context
 ``batched``     contexts side by side, right-padded, within a budget of tokens
-``masked``      one forward a trajectory: the answer's copies stand behind the longest context, each attends
-                to a prefix of it and to itself, and its positions go on from that prefix's end
-                (IGPO, arXiv 2510.14967, "vectorised" scoring)
+``masked``      each trajectory's tokens once: the answer's copies stand behind the longest context and are
+                read together under a block mask; each attends to a prefix of the context and to itself,
+                and its positions go on from that prefix's end (IGPO, arXiv 2510.14967)
 ==============  ==========================================================================================
 
 Contexts of a trajectory are prefixes of one another until a template forks or a layout opens a segment a
@@ -126,7 +126,7 @@ def score_answers(
         form: How they are packed.
         temperature: That the log-probs are taken at; 1 is the model's own distribution.
         token_budget: Padded tokens of a forward; a longer row has one of its own. ``masked`` adds a mask of
-            (row length)^2 elements a row.
+            (tokens of copies) x (row length) elements a row.
         autocast: Lower precision of the forward, e.g. ``torch.bfloat16``.
 
     Returns:
@@ -208,44 +208,23 @@ def _forward(
 ) -> Iterator[tuple[int, float]]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     device = base.lm_head.weight.device
-    width = max(map(len, rows))
-    ids = np.zeros((len(rows), width), np.int64)
-    positions = np.tile(np.arange(width), (len(rows), 1))
-    real = np.zeros((len(rows), width), np.int64)
-    seen = np.zeros((len(rows), width, width), np.bool_) if form == "masked" else None
     # Of each gold token: row and column of the state that predicts it, and the token.
     where: list[tuple[int, int, int]] = []
     owners: list[tuple[int, int]] = []
+    behind = max(len(row.context) for row in rows) if form == "masked" else 0
     for r, row in enumerate(rows):
-        length = len(row.context)
-        ids[r, :length], real[r, : len(row)] = row.context, 1
-        if seen is not None:
-            # Causal in the context; padding too, where a row without any key would be NaN.
-            seen[r] = np.tri(width, dtype=np.bool_)
-        start = length
+        start = behind or len(row.context)
         for index, prefix, answer in row.copies:
-            read = answer.token_ids[:-1]
-            end = start + len(read)
-            ids[r, start:end] = read
-            positions[r, start:end] = np.arange(prefix, prefix + len(read))
-            if seen is not None:
-                seen[r, start:end, prefix:start] = False
             where += [(r, start + g - 1 if g else prefix - 1, answer.token_ids[g]) for g in answer.gold]
             owners.append((index, len(answer.gold)))
-            start = end
+            start += len(answer.token_ids) - 1
     at = torch.tensor(where, dtype=torch.long, device=device)
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-        mask = (
-            torch.from_numpy(real).to(device)
-            if seen is None
-            else _additive(seen, autocast or base.dtype, device)
-        )
-        hidden = base.model(
-            input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=mask,
-            position_ids=torch.from_numpy(positions).to(device),
-            use_cache=False,
-        ).last_hidden_state
+        if form == "masked":
+            hidden = _read_masked(base.model, rows, autocast or base.dtype, device)
+        else:
+            ids, real = _padded([(*row.context, *row.copies[0][2].token_ids[:-1]) for row in rows], device)
+            hidden = base.model(input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state
         logp, _ = token_logprobs(
             hidden[at[:, 0], at[:, 1]], base.lm_head.weight, at[:, 2], temperature=temperature
         )
@@ -254,12 +233,51 @@ def _forward(
         yield index, float(part.mean())
 
 
-def _additive(seen: np.ndarray[Any, np.dtype[np.bool_]], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``[B, 1, T, T]``: 0 where a position is seen, elsewhere the type's lowest number; it is added."""
+def _read_masked(trunk: Any, rows: Sequence[_Row], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[B, W + C, H]``: states of the contexts, ``W`` wide, and of all copies behind them.
+
+    The contexts are read first, by the fast causal attention that takes no mask; the copies then attend to
+    their keys and values. So no token is read twice, and the mask has C rows, not W + C.
+    """
+    # Right padding comes after all that is real: a causal model needs no mask for it.
+    contexts, _ = _padded([row.context for row in rows], device)
+    first = trunk(input_ids=contexts, use_cache=True)
+    reads = [[(prefix, answer.token_ids[:-1]) for _, prefix, answer in row.copies] for row in rows]
+    copies, _ = _padded([[t for _, read in own for t in read] for own in reads], device)
+    width, more = contexts.shape[1], copies.shape[1]
+    if not more:
+        return first.last_hidden_state  # type: ignore[no-any-return]
+    positions = np.zeros((len(rows), more), np.int64)
+    seen = np.zeros((len(rows), more, width + more), np.bool_)
+    for r, own in enumerate(reads):
+        start = 0
+        for prefix, read in own:
+            end = start + len(read)
+            positions[r, start:end] = np.arange(prefix, prefix + len(read))
+            seen[r, start:end, :prefix] = True
+            seen[r, start:end, width + start : width + end] = np.tri(len(read), dtype=np.bool_)
+            start = end
+        seen[r, start:, 0] = True  # padding has to see something, or its softmax is NaN
     allowed = torch.from_numpy(seen).to(device)[:, None]
-    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(
-        ~allowed, torch.finfo(dtype).min
+    # eager and sdpa both add the mask to the scores
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+    second = trunk(
+        input_ids=copies,
+        attention_mask=mask.masked_fill_(~allowed, torch.finfo(dtype).min),
+        position_ids=torch.from_numpy(positions).to(device),
+        past_key_values=first.past_key_values,
+        use_cache=True,
     )
+    return torch.cat([first.last_hidden_state, second.last_hidden_state], 1)
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded ``[B, T]`` token ids, and 1 where they are real."""
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    real = np.zeros_like(ids)
+    for r, row in enumerate(rows):
+        ids[r, : len(row)], real[r, : len(row)] = row, 1
+    return torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device)
 
 
 def _require_maskable(model: Any) -> None:

@@ -85,6 +85,24 @@ def test_i6_three_forms_agree(
         torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_checkpointing": True}, {"lora": {"rank": 2, "alpha": 8.0}}], ids=str
+)
+def test_i6_three_forms_agree_on_a_learner(
+    make_learner: Callable[..., Any], wrapped: WrappedAnswer, options: dict[str, Any]
+) -> None:
+    """A learner's attention is exchanged for one that packs rows, and adapters stand in its layers."""
+    model = make_learner(**options).model.train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.02)
+    queries = [Query(c, wrapped) for c in (*chain(6), *chain(3, 1))]
+    expected = torch.tensor([by_hand(model, query) for query in queries], dtype=torch.float64)
+    for form in FORMS:
+        torch.testing.assert_close(score_answers(model, queries, form=form), expected, atol=1e-5, rtol=0)
+
+
 def test_i6_left_padding_changes_nothing(loaded: tuple[Any, Any], wrapped: WrappedAnswer) -> None:
     """Right padding is ours; a model that reads the same rows padded on the left finds the same scores."""
     model = loaded[0]
@@ -148,7 +166,7 @@ def test_equal_contexts_have_bit_equal_scores(
     assert len(set(scores.tolist())) == 8
 
 
-def test_masked_reads_a_trajectory_once(loaded: tuple[Any, Any], wrapped: WrappedAnswer) -> None:
+def test_masked_reads_each_token_once(loaded: tuple[Any, Any], wrapped: WrappedAnswer) -> None:
     model, shapes = loaded[0], []
     hook = model.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -156,7 +174,7 @@ def test_masked_reads_a_trajectory_once(loaded: tuple[Any, Any], wrapped: Wrappe
     contexts = chain(6)
     score_answers(model, [Query(c, wrapped) for c in contexts], form="masked")
     hook.remove()
-    assert shapes == [(1, len(contexts[-1]) + 6 * (len(wrapped.token_ids) - 1))]
+    assert shapes == [(1, len(contexts[-1])), (1, 6 * (len(wrapped.token_ids) - 1))]
 
 
 @pytest.mark.parametrize("answer", ["apple", "4", "the apple", "x\nyé", "go north, go south", "日本"])

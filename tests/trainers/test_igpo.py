@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from agentgym.trainers.igpo import (
 )
 from agentgym.trainers.igpo_metrics import answering_metrics, igpo_metrics, is_malformed
 from agentgym.trainers.method import Step
+from agentgym.trainers.policy_gradient import POLICY_GRADIENT
 from agentgym.trainers.policy_gradient import PolicyGradientConfig as Config
 from agentgym.trainers.policy_loss import PolicyLossConfig
 from agentgym.trainers.update import make_loss
@@ -573,6 +574,27 @@ def test_the_method_scores_searchqa(search_config: Callable[..., Config], tmp_pa
         torch.testing.assert_close(partly[6:], found["masked"][6:], atol=1e-5, rtol=0)
 
     with_step(search_config(), tmp_path / "run", use)
+
+
+def test_a_step_on_searchqa(search_config: Callable[..., Config], tmp_path: Path) -> None:
+    """Outcomes are all equal, so whatever is learnt is learnt from the gains."""
+    from agentgym.policies import models
+    from agentgym.trainers import launch
+    from agentgym.trainers.run import Silent
+
+    class Watch(Silent):
+        def step(self, step: int, metrics: Mapping[str, float]) -> None:
+            seen.append(dict(metrics))
+
+    seen: list[dict[str, float]] = []
+    config = search_config().model_copy(update={"steps": 1})
+    trained = launch.launch(POLICY_GRADIENT, config, tmp_path / "run", progress=Watch())
+    assert len(seen) == 1
+    assert seen[0]["groups_all_equal_frac"] == seen[0]["igpo/groups_equal_outcome_frac"] == 1
+    assert seen[0]["igpo/ig_std"] > 0 and seen[0]["grad_norm"] > 0
+    assert {"igpo/ig_mean", "igpo/ig_by_turn_1", "igpo/ig_by_turn_2", "igpo/s0_mean"} <= seen[0].keys()
+    before, after = (models.load(p, dtype=torch.float32)[0] for p in (config.model.name, trained))
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
 
 def test_tasks_without_answers_are_refused(search_config: Callable[..., Config], tmp_path: Path) -> None:
