@@ -224,11 +224,7 @@ class IGPO(Method):
 
     @classmethod
     def check(cls, config: PolicyGradientConfig) -> None:
-        """IGPO's pools are those of GRPO.
-
-        Raises:
-            ConfigError: Another estimator was chosen, whose advantages would be thrown away.
-        """
+        """Its pools are GRPO's, and groups of equal outcomes teach too."""
         if config.estimator != "grpo":
             raise ConfigError(
                 f"igpo takes the place of the group advantage, and estimator {config.estimator!r} was chosen",
@@ -262,10 +258,9 @@ class IGPO(Method):
             place, answers = (t.split, t.task_id, t.group), self.answers(t)
             if place not in chosen:
                 # Fixed before the first turn: another alias later would break the gains' telescoping sum.
-                best = (
-                    self._score([Query(contexts[t.id][0], a) for a in answers]) if len(answers) > 1 else None
-                )
-                chosen[place] = answers[0 if best is None else int(best.nan_to_num(-torch.inf).argmax())]
+                first = [Query(contexts[t.id][0], a) for a in answers]
+                likely = self._score(first) if len(first) > 1 else torch.zeros(1)
+                chosen[place] = answers[int(likely.nan_to_num(-torch.inf).argmax())]
         queries = [Query(c, chosen[t.split, t.task_id, t.group]) for t in valid for c in contexts[t.id]]
         counted = torch.tensor([t.valid for t in trajectories for _ in t.turns], dtype=torch.bool)
         scores = torch.full(counted.shape, torch.nan, dtype=torch.float64)
