@@ -612,3 +612,5 @@ def test_other_estimators_are_refused(search_config: Callable[..., Config]) -> N
     IGPO.check(config)
     with pytest.raises(ConfigError, match=r"estimator 'rloo' was chosen"):
         IGPO.check(config.model_copy(update={"estimator": "rloo"}))
+    with pytest.raises(ConfigError, match=r"filter_groups drops groups of equal outcomes"):
+        IGPO.check(config.model_copy(update={"filter_groups": True}))
