@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -317,3 +318,15 @@ def test_a_step_knows_its_rows(groups: list[Trajectory]) -> None:
             assert bool((units.trajectory[unit] == row.trajectory).all()) and bool(
                 (units.turn[unit] == index).all()
             )
+
+
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "algorithms").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_settings_that_the_pages_name_are_accepted(page: Path) -> None:
+    """``section.key=a|b`` in a page's text: each value resolves, over the page's own preset."""
+    name = page.stem if page.stem in launch.presets() else "grpo"
+    for key, values in re.findall(r"`(\w+\.[\w.]+)=([^\s`]+)`", page.read_text()):
+        for value in values.split("|"):
+            launch.resolve(name, overrides=["env=agentgym/SearchQA-v0", "model=m", f"{key}={value}"])
