@@ -6,7 +6,7 @@ numbers live in its own file.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ from agentgym.env import Worker
 from agentgym.policies.base import Sampling
 from agentgym.rollout.engine import RolloutConfig
 from agentgym.wrappers.stack import EnvConfig
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EnvSection(Config):
@@ -101,9 +103,9 @@ class OptimiserSection(Config):
     """AdamW and what surrounds it."""
 
     lr: float = Field(1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(1e-8, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
     warmup_updates: int = Field(0, ge=0, description="updates over which the rate rises to lr")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="after the warm-up: stay, or fall to 0 with the last update of the run"

@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from agentgym.config import Config
-from agentgym.errors import UsageError
+from agentgym.errors import ConfigError, UsageError
 from agentgym.outcome import TruncationReason
 from agentgym.trainers.batch import Row
 from agentgym.trajectory import Trajectory
@@ -175,6 +175,29 @@ def keep_groups(
     ranked = sorted(spread, key=lambda group: -spread[group])
     kept = ranked[: max(math.floor(fraction * len(ranked) + 1e-9), 1)]
     return torch.isin(groups, torch.tensor(kept, dtype=groups.dtype, device=groups.device)) & valid
+
+
+def refuse_groups_of_one(section: FilterSection | None, *, all_equal_go: bool) -> None:
+    """Refuse to choose among groups of one member by their spread, which none of them has.
+
+    Args:
+        section: Which filters; ``None``: none.
+        all_equal_go: Groups of equal rewards are dropped while sampling.
+
+    Raises:
+        ConfigError: All groups would be dropped, or those of the highest ids.
+    """
+    if all_equal_go:
+        raise ConfigError(
+            "filter_groups drops groups of equal rewards, and every group of one is such a group",
+            hint="set group_size above 1, or filter_groups=false",
+        )
+    if section is not None and section.groups < 1:
+        raise ConfigError(
+            f"filters.groups {section.groups:g} keeps the groups whose rewards spread most, "
+            "and groups of one have no spread",
+            hint="set filters.groups=1, or group_size above 1",
+        )
 
 
 def group_metrics(kept: Tensor, groups: Tensor) -> dict[str, float]:

@@ -18,7 +18,6 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from agentgym.config import Config
 from agentgym.errors import ConfigError
 from agentgym.rollout.engine import RolloutEngine
 from agentgym.trainers import advantages as estimators
@@ -28,7 +27,13 @@ from agentgym.trainers.config import TrainConfig
 from agentgym.trainers.correction import CorrectionConfig
 from agentgym.trainers.credit import at_last_token, broadcast, token_index
 from agentgym.trainers.epo import EPO, EPOSection
-from agentgym.trainers.filters import FilterSection, filter_rows, group_metrics, keep_groups
+from agentgym.trainers.filters import (
+    FilterSection,
+    filter_rows,
+    group_metrics,
+    keep_groups,
+    refuse_groups_of_one,
+)
 from agentgym.trainers.gigpo import GiGPO, GiGPOSection
 from agentgym.trainers.igpo import IGPO, IGPOSection
 from agentgym.trainers.kl import kl_estimate
@@ -36,7 +41,7 @@ from agentgym.trainers.leave_one_out import loop
 from agentgym.trainers.method import Method, Step, refuse_conflicts
 from agentgym.trainers.policy_loss import PolicyLossConfig
 from agentgym.trainers.ppo import PPO, PPOSection
-from agentgym.trainers.reward_shaping import kl_penalised, soft_overlong_penalty
+from agentgym.trainers.reward_shaping import OverlongSection, kl_penalised, soft_overlong_penalty
 from agentgym.trainers.run import Algorithm, Run
 from agentgym.trainers.spear import Spear, SpearSection
 from agentgym.trainers.update import Reference, update
@@ -52,13 +57,6 @@ _OF_GROUPS = {
     "rloo": estimators.rloo,
     "loop": loop,
 }
-
-
-class OverlongSection(Config):
-    """DAPO's soft overlong punishment, on a trajectory's sampled tokens."""
-
-    max_length: int = Field(ge=1)
-    cache: int = Field(ge=1)
 
 
 class PolicyGradientConfig(TrainConfig):
@@ -106,6 +104,8 @@ class PolicyGradientConfig(TrainConfig):
                 "estimator 'gae' takes its advantages from a critic, and there is none",
                 hint="add [ppo]: agentgym train ppo has it",
             )
+        if self.group_size == 1:
+            refuse_groups_of_one(self.filters, all_equal_go=self.filter_groups)
         refuse_conflicts(METHODS, self)
         return self
 

@@ -100,6 +100,11 @@ class PolicyLossConfig:
                 f"clip_low {self.clip_low} and clip_high {self.clip_high} must not be negative",
                 hint="0.2 and 0.2 are PPO's; 0.2 and 0.28 DAPO's",
             )
+        if self.kl_coef < 0:
+            raise ConfigError(
+                f"kl_coef must not be negative, got {self.kl_coef}: it would drive the policy away",
+                hint="0 leaves the KL term out",
+            )
         if self.clip_dual is not None and self.clip_dual <= 1:
             raise ConfigError(
                 f"clip_dual must be above 1, got {self.clip_dual}",

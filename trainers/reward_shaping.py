@@ -5,10 +5,26 @@ Invariant: shaping changes numbers of valid trajectories only; it never gives a 
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from agentgym.config import Config
 from agentgym.errors import ConfigError
+
+
+class OverlongSection(Config):
+    """DAPO's soft overlong punishment, on a trajectory's sampled tokens."""
+
+    max_length: int = Field(ge=1)
+    cache: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ramp(self) -> Self:
+        soft_overlong_penalty(torch.zeros(0), max_length=self.max_length, cache=self.cache)
+        return self
 
 
 def soft_overlong_penalty(lengths: Tensor, *, max_length: int, cache: int) -> Tensor:

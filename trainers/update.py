@@ -56,6 +56,8 @@ def update(
     with_entropy = bool(loss.entropy_coef) or any(m.with_entropy for m in methods)
     updates: list[dict[str, float]] = []
     skipped = 0
+    # Tokens that the covariance's penalty holds have a gradient without an advantage too.
+    held = nothing = torch.zeros_like(step.whole.loss_mask)
     for epoch in range(epochs):
         seed = derive(run.config.seed, "minibatches", step.number, epoch)
         for chosen in split(step.rows, minibatches, seed):
@@ -64,6 +66,7 @@ def update(
                 selected, covariance = select_tokens(
                     run, step.whole.loss_mask, step.old, chosen, tokens, loss, seed
                 )
+                held = selected if loss.covariance.kind == "kl" else nothing
             share, seen = make_loss(
                 chosen,
                 tokens,
@@ -74,7 +77,7 @@ def update(
                 selected=selected,
                 terms=partial(_terms, methods, step, chosen),
             )
-            live = [row for row in chosen if acts or bool(tokens[row.index].any())]
+            live = [row for row in chosen if acts or bool(tokens[row.index].any() | held[row.index].any())]
             skipped += len(chosen) - len(live)
             if live:
                 result = run.learner.step(live, share, with_entropy=with_entropy)
@@ -225,7 +228,7 @@ def over_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
         elif name.endswith("_min"):
             metrics[name] = min(values)
         else:
-            metrics[name] = sum(values) / (1 if name == "time/update" else len(values))
+            metrics[name] = sum(values) / (1 if name.startswith("time/") else len(values))
     return metrics
 
 

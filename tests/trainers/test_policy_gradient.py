@@ -110,6 +110,21 @@ def test_rows_that_are_skipped_change_no_gradient(
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(full, skipped, strict=True))
 
 
+def test_rows_that_only_the_kl_of_covariance_acts_on_are_not_skipped(
+    with_run: Make, make_trajectory: Make, tmp_path: Path
+) -> None:
+    rewards = [1.0, 0.0, 0.5, 0.3, 0.3, 0.3]
+    both = [
+        make_trajectory(f"t{i}", group=i // 3, reward=rewards[i], lengths=((3 + i, 4 + i),)) for i in range(6)
+    ]
+    held = ("loss.covariance.kind=kl", "loss.covariance.fraction=1.0", "epochs=2")
+    metrics, _, after = updated(with_run, tmp_path / "r", both, *held)
+    # An entropy coefficient too small to tell has every row computed.
+    _, _, whole = updated(with_run, tmp_path / "s", both, *held, "loss.entropy_coef=1e-30")
+    assert metrics["rows_skipped"] < 3
+    assert all(torch.allclose(after[name], whole[name], rtol=0, atol=1e-6) for name in after)
+
+
 def test_equal_rewards_change_nothing(with_run: Make, make_trajectory: Make, tmp_path: Path) -> None:
     equal = [make_trajectory(f"e{i}", group=i // 2, reward=float(i // 2)) for i in range(4)]
     metrics, before, after = updated(with_run, tmp_path / "r", equal)
@@ -199,6 +214,42 @@ def test_advantages_are_in_the_journal(with_run: Make, groups: list[Trajectory],
 def test_kl_in_reward_needs_token_rewards(train: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="token rewards"):
         train(tmp_path / "r", "grpo", "kl_in_reward=0.1", "steps=1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("filter_groups=true",), "filter_groups drops groups of equal rewards"),
+        (("filters.overlong=true",), "filters.groups 0.75"),
+    ],
+)
+def test_groups_of_one_cannot_be_compared_by_spread(
+    settings: Make, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        settings("ppo", *overrides)
+    assert "group_size" in caught.value.hint
+    settings("ppo", *overrides, "group_size=2")
+    settings("ppo", "filters.groups=1")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimiser.betas=[2,0.9]",
+        "optimiser.eps=-1",
+        "optimiser.weight_decay=-1",
+        "overlong={max_length=5,cache=10}",
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_the_run(settings: Make, override: str) -> None:
+    with pytest.raises(ConfigError, match=override.split("=")[0].partition(".")[2] or "cache"):
+        settings("grpo", override)
+
+
+def test_times_of_optimiser_steps_add_up() -> None:
+    steps = [{"time/critic": 1.0, "time/update": 2.0, "lr": 3.0}] * 2
+    assert update.over_updates(steps) == {"time/critic": 2.0, "time/update": 4.0, "lr": 3.0}
 
 
 def test_filtering_every_group_ends(train: Make, tmp_path: Path) -> None:

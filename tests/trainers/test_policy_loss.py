@@ -345,6 +345,7 @@ def test_half_precision_log_probs_are_taken_to_float32():
     [
         ({"clip_dual": 1.0}, ConfigError, "clip_dual must be above 1"),
         ({"clip_low": -0.1}, ConfigError, "must not be negative"),
+        ({"kl_coef": -0.1}, ConfigError, "kl_coef must not be negative"),
         ({"aggregation": "seq-mean-token-sum-norm"}, ConfigError, "length_norm"),
         ({"aggregation": "token_mean"}, UnknownName, "did you mean 'token-mean'"),
         ({"objective": "ppo"}, UnknownName, "known: cispo, clip"),
