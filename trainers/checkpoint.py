@@ -48,6 +48,12 @@ class Checkpoint:
         """
         with _whole(self.folder):
             state = json.loads((self.folder / "state.json").read_text())
+            if name not in state["counters"]:
+                kept = ", ".join(state["counters"])
+                raise UsageError(
+                    f"the checkpoint {self.folder} has no learner {name!r}, only {kept}",
+                    hint="resume with the settings that the run was started with",
+                )
             counters = state["counters"][name]
             weights = load_file(self.folder / f"{name}-weights.safetensors")
             moments = load_file(self.folder / f"{name}-optimiser.safetensors")
@@ -143,8 +149,8 @@ def latest(root: Path) -> Checkpoint | None:
         return None
     with _whole(folders[-1]):
         state = json.loads((folders[-1] / "state.json").read_text())
-    if state["format"] != FORMAT:
         later = state["format"] > FORMAT
+    if state["format"] != FORMAT:
         raise UsageError(
             f"{folders[-1]} has checkpoint format {state['format']}, this version reads format {FORMAT}",
             hint="pip install --upgrade agentgym-llm"
@@ -158,7 +164,7 @@ def latest(root: Path) -> Checkpoint | None:
 def _whole(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(
             f"the checkpoint {folder} is damaged: {error}",
             hint="delete it, and the run resumes from the one before, or from its start",

@@ -106,3 +106,12 @@ def test_a_damaged_checkpoint_is_named(make_learner: Make, tmp_path: Path, file:
     with pytest.raises(UsageError, match=rf"{saved.folder.name} is damaged") as caught:
         checkpoint.latest(tmp_path).restore(make_learner())
     assert "delete it" in caught.value.hint
+
+
+def test_a_checkpoint_without_a_part_is_named(make_learner: Make, tmp_path: Path) -> None:
+    saved = checkpoint.save(tmp_path, 1, make_learner(), {})
+    with pytest.raises(UsageError, match=r"^the checkpoint \S+ has no learner 'critic'"):
+        saved.restore(make_learner(), "critic")
+    (saved.folder / "state.json").write_text("{}")
+    with pytest.raises(UsageError, match=rf"{saved.folder.name} is damaged"):
+        checkpoint.latest(tmp_path)
