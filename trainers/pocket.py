@@ -40,7 +40,7 @@ from agentgym.rollout.engine import RolloutEngine
 from agentgym.seeding import derive
 from agentgym.trainers import cloning
 from agentgym.trainers.collect import TaskOrder, collect, plan
-from agentgym.trainers.config import EvaluationSection, ModelSection, OptimiserSection
+from agentgym.trainers.config import ModelSection, OptimiserSection
 from agentgym.trainers.run import Algorithm, Progress, Run
 from agentgym.trajectory import Trajectory
 
@@ -66,11 +66,8 @@ class PocketConfig(cloning.CloningConfig):
     """A pocket model's numbers; those of :class:`agentgym.trainers.cloning.CloningConfig` beside."""
 
     algorithm: Literal["pocket"] = "pocket"  # type: ignore[assignment]
-    model: ModelSection = Field(
-        ModelSection(name="pocket", autocast="none", rollout_dtype="float32"),
-        description="its name is filled in: the untrained model's folder",
-    )
-    hidden: int = Field(128, ge=8, description="width of the model")
+    model: ModelSection = Field(ModelSection(name=""), description="its name is filled in")
+    hidden: int = Field(160, ge=8, description="width of the model")
     layers: int = Field(2, ge=1)
     attention_heads: int = Field(4, ge=1)
     vocabulary: int = Field(2048, ge=300, description="tokens at most; all 256 bytes are among them")
@@ -83,19 +80,17 @@ class PocketConfig(cloning.CloningConfig):
     tokenizer_episodes: int = Field(64, ge=1, description="episodes that the tokenizer is trained on")
     demonstrations: int = Field(400, ge=1, description="episodes of mixed play, one a task")
     batch_rows: int = Field(32, ge=1)
-    steps: int = Field(600, ge=0)
-    optimiser: OptimiserSection = OptimiserSection(lr=1e-3, warmup_updates=20, schedule="cosine")
-    evaluation: EvaluationSection = EvaluationSection(temperature=1.0)
-    trackers: tuple[str, ...] = ()
+    steps: int = Field(400, ge=0)
+    optimiser: OptimiserSection = OptimiserSection(lr=1e-3)
 
 
 @dataclass(frozen=True)
 class MixedPlay:
     """A script of a turn: the expert's action, or with the chance ``random_share`` another one.
 
-    Another one is an admissible action where the environment lists them, else one of any task's plan. The plan
-    goes on where it stopped: its next action is the first that the actions taken so far do not hold in order.
-    Where that one is not admissible, because play has left the plan's way, the random player goes on.
+    Another one is an admissible action where the environment lists them, else one of any task's plan. The
+    plan goes on where it stopped: its next action is the first that the actions taken so far do not hold in
+    order. Where that one is not admissible, because play has left the plan's way, the random player goes on.
 
     Attributes:
         plans: The expert's actions of each task.
