@@ -206,7 +206,8 @@ def _z_scores(values: Tensor, groups: Tensor, counted: Tensor, floor: float) -> 
 class IGPO(Method):
     """Takes the place of the group advantage; needs tasks that keep ``answers`` (SearchQA's do).
 
-    Scores are taken at the rollouts' temperature, as all of the learner's log-probs are.
+    Scores are taken at the rollouts' temperature, as all of the learner's log-probs are, but never in half
+    precision: its noise would be a good part of the gains.
     """
 
     name: ClassVar[str] = "igpo"
@@ -230,10 +231,15 @@ class IGPO(Method):
                 f"igpo takes the place of the group advantage, and estimator {config.estimator!r} was chosen",
                 hint="leave out estimator, or [igpo]",
             )
-        if config.filter_groups:
+        if config.filter_groups or (config.filters is not None and config.filters.groups < 1):
             raise ConfigError(
-                "filter_groups drops groups of equal outcomes, and igpo learns from these too",
-                hint="leave out filter_groups, or [igpo]",
+                "filter_groups and filters.groups drop groups of equal outcomes, and igpo learns from these too",
+                hint="leave out filter_groups and set filters.groups=1.0, or leave out [igpo]",
+            )
+        if config.rollout.layout == "turn":
+            raise ConfigError(
+                "igpo scores the answer behind all that was read, and rollout.layout='turn' forgets it",
+                hint="rollout.layout='chat'",
             )
 
     def advantages(self, step: Step, tokens: Tensor) -> Tensor:
@@ -246,7 +252,7 @@ class IGPO(Method):
         malformed = torch.tensor([is_malformed(t) for t in collection.trajectories], dtype=torch.bool)
         shares = turn_advantages(*known, self.section, malformed)
         step.metrics |= igpo_metrics(shares, *known) | answering_metrics(collection.trajectories)
-        step.metrics["igpo/score_time_s"] = seconds
+        step.metrics["time/igpo_score"] = seconds
         return broadcast(shares.advantages.to(tokens.dtype), units.index)
 
     def scores(self, trajectories: Sequence[Trajectory]) -> Tensor:
@@ -295,5 +301,4 @@ class IGPO(Method):
             form=self.section.scorer,
             temperature=self.run.learner.temperature,
             token_budget=self.config.optimiser.micro_batch_tokens,
-            autocast=torch.bfloat16 if self.config.model.autocast == "bfloat16" else None,
         )

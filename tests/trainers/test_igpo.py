@@ -26,6 +26,7 @@ from agentgym.trainers.answer_scoring import Query, WrappedAnswer, score_answers
 from agentgym.trainers.collect import Collection
 from agentgym.trainers.correction import CorrectionConfig
 from agentgym.trainers.credit import broadcast
+from agentgym.trainers.filters import FilterSection
 from agentgym.trainers.igpo import (
     IGPO,
     IGPOSection,
@@ -553,7 +554,7 @@ def test_the_method_scores_searchqa(search_config: Callable[..., Config], tmp_pa
         assert torch.equal(tokens, broadcast(expected.advantages.float(), collection.units.index))
         assert tokens[whole.loss_mask].any()
         assert step.metrics["igpo/nan_scores"] == step.metrics["igpo/mismatch_fallbacks"] == 0
-        assert step.metrics["igpo/pool_size"] == 6 and step.metrics["igpo/score_time_s"] > 0
+        assert step.metrics["igpo/pool_size"] == 6 and step.metrics["time/igpo_score"] > 0
         assert step.metrics["env/answered_frac"] == 0 and step.metrics["env/truncated_frac"] == 1
 
         # The best alias is chosen on the prompt, once for all turns and members of the group.
@@ -614,3 +615,8 @@ def test_other_estimators_are_refused(search_config: Callable[..., Config]) -> N
         IGPO.check(config.model_copy(update={"estimator": "rloo"}))
     with pytest.raises(ConfigError, match=r"filter_groups drops groups of equal outcomes"):
         IGPO.check(config.model_copy(update={"filter_groups": True}))
+    with pytest.raises(ConfigError, match=r"filters.groups drop groups"):
+        IGPO.check(config.model_copy(update={"filters": FilterSection()}))
+    with pytest.raises(ConfigError, match=r"layout='turn' forgets it"):
+        turnwise = config.rollout.model_copy(update={"layout": "turn"})
+        IGPO.check(config.model_copy(update={"rollout": turnwise}))
