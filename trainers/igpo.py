@@ -233,8 +233,8 @@ class IGPO(Method):
             )
         if config.filter_groups or (config.filters is not None and config.filters.groups < 1):
             raise ConfigError(
-                "filter_groups and filters.groups drop groups of equal outcomes, and igpo learns from these too",
-                hint="leave out filter_groups and set filters.groups=1.0, or leave out [igpo]",
+                "filter_groups and filters.groups drop equal groups, and igpo learns from these too",
+                hint="leave out filter_groups, and set filters.groups=1.0",
             )
         if config.rollout.layout == "turn":
             raise ConfigError(
