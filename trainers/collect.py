@@ -111,7 +111,7 @@ class Units:
         trajectory: ``[U]`` integer; index of each turn's trajectory.
         turn: ``[U]`` integer; its index there.
         rewards: ``[U]`` float; of the turn, 0 where the trajectory is not valid.
-        index: ``[B, T-1]`` integer; the unit of each sampled token, -1 elsewhere: what `credit.broadcast` takes.
+        index: ``[B, T-1]`` integer; the unit of each sampled token, -1 elsewhere: for `credit.broadcast`.
     """
 
     trajectory: Tensor

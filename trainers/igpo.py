@@ -247,12 +247,11 @@ class IGPO(Method):
         collection, started = step.collection, time.perf_counter()
         units = collection.units
         scores = self.scores(collection.trajectories)
-        seconds = time.perf_counter() - started
+        step.metrics["time/igpo_score"] = time.perf_counter() - started
         known = (scores, step.rewards, units.trajectory, collection.groups, collection.valid)
         malformed = torch.tensor([is_malformed(t) for t in collection.trajectories], dtype=torch.bool)
         shares = turn_advantages(*known, self.section, malformed)
         step.metrics |= igpo_metrics(shares, *known) | answering_metrics(collection.trajectories)
-        step.metrics["time/igpo_score"] = seconds
         return broadcast(shares.advantages.to(tokens.dtype), units.index)
 
     def scores(self, trajectories: Sequence[Trajectory]) -> Tensor:
@@ -273,11 +272,7 @@ class IGPO(Method):
         return scores.masked_scatter(counted, self._score(queries)) if queries else scores
 
     def answers(self, trajectory: Trajectory) -> list[WrappedAnswer]:
-        """The task's gold answers, tokenised once.
-
-        Raises:
-            ConfigError: The task keeps none.
-        """
+        """The task's gold answers, tokenised once; ConfigError where it keeps none."""
         split, id = trajectory.split, trajectory.task_id
         if (split, id) not in self._wrapped:
             if split not in self._tasks:
