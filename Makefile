@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all check types lint docs dist bench clean distclean
+.PHONY: help install demo test test-slow test-all check types lint docs dist bench peers clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ dist: install  ## sdist and wheel of the last commit, into dist/
 bench: install  ## the benchmarks: the core's, then those of the environments
 	@$(TEST_ENV) $(BIN)/agentgym bench core
 	@$(TEST_ENV) $(BIN)/agentgym bench environments
+
+peers: install  ## TRL in an environment of its own, build/peers, for `agentgym bench training`
+	@$(BIN)/python scripts/peers.py
 
 clean:  ## remove what was built, but .venv and runs
 	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

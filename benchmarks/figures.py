@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 HERE = Path(__file__).parent
-SECONDS = 1800.0
+SECONDS = 3600.0
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,13 @@ def learning(arguments: tuple[str, ...]) -> None:
         raise AgentGymError("not all runs ended well", hint="call it again: what is finished is not repeated")
 
 
+@command.command("training")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def training(as_json: bool) -> None:
+    """Updates beside TRL's, which `make peers` installs: speed, memory, entropies, IGPO's scoring."""
+    _show(_run(_checkout() / "training.py"), as_json)
+
+
 def _show(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         write_json(report)

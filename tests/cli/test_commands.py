@@ -354,8 +354,9 @@ def test_bench_runs_the_checkouts_benchmarks(
     script.write_text(f"print({json.dumps(report)!r})")
     monkeypatch.setattr("agentgym.cli.bench._checkout", lambda: tmp_path)
     assert agentgym("bench", "core", "--json").json == report
-    (tmp_path / "environments.py").write_text(script.read_text())
-    assert agentgym("bench", "environments", "--json").json == report
+    for suite in ("environments", "training"):
+        (tmp_path / f"{suite}.py").write_text(script.read_text())
+        assert agentgym("bench", suite, "--json").json == report
     text = agentgym("bench", "core").out
     assert all(word in text for word in ("0.2 ms", "ok", "missed", "not measured", "why", "a CPU, 2 cores"))
     script.write_text("raise SystemExit(3)")
@@ -385,7 +386,7 @@ def test_a_benchmark_that_fails_is_a_figure_without_a_value(tmp_path: Path) -> N
     core["_run"].__globals__["HERE"] = tmp_path
     (tmp_path / "engine.py").write_text("raise ValueError('no luck')")
     assert core["_run"]("engine") == {"error": "ValueError: no luck"}
-    for suite in ("core", "environments"):
+    for suite in ("core", "environments", "training"):
         for target in runpy.run_path(str(checkout / f"{suite}.py"))["TARGETS"]:
             assert target.limit >= 0 and target.bound in ("at most", "at least")
             assert (checkout / f"{target.benchmark}.py").is_file()
