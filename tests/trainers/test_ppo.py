@@ -455,7 +455,7 @@ def test_the_preset_has_the_usual_numbers() -> None:
     assert config.ppo.optimiser.lr == 1e-5 and config.ppo.optimiser.warmup_updates == 5
     assert (config.loss.clip_low, config.loss.clip_high, config.loss.kl_coef) == (0.2, 0.2, 0)
     assert (config.epochs, config.minibatches, config.group_size) == (1, 4, 1)
-    assert config.heads == "policy" and set(PPO.refuses) == {"gigpo", "igpo", "spear"}
+    assert config.learner_heads == "policy" and set(PPO.refuses) == {"gigpo", "igpo", "spear"}
 
 
 @pytest.mark.parametrize("critic", [(CRITICS[0], "ppo.critic_warmup=1"), (CRITICS[1],)], ids=str)
