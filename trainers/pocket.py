@@ -201,7 +201,7 @@ def build(config: PocketConfig, texts: Iterable[str], folder: Path) -> None:
     )
     with torch.random.fork_rng([]), models.quiet_transformers():
         torch.manual_seed(derive(config.seed, "pocket"))
-        LlamaForCausalLM(shape).save_pretrained(folder)
+        LlamaForCausalLM(shape).save_pretrained(folder)  # type: ignore[no-untyped-call]
         tokenizer.save_pretrained(folder)
 
 
@@ -221,13 +221,13 @@ def _tokenizer(config: PocketConfig, texts: Iterable[str]) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(kinds.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS_APART if config.spaces_apart else WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocabulary - len(MARKS),
         special_tokens=list(SPECIAL),
@@ -236,7 +236,7 @@ def _tokenizer(config: PocketConfig, texts: Iterable[str]) -> Any:
     )
     bpe.train_from_iterator(texts, trainer)
     bpe.add_tokens([AddedToken(mark, normalized=False) for mark in MARKS])
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
