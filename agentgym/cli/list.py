@@ -35,7 +35,8 @@ def command(as_json: bool) -> None:
     console.print()
     names = ", ".join(policy["name"] for policy in document["policies"])
     console.print(f"policies:    {names}, or a model: a folder, a hub name")
-    console.print(f"algorithms:  {', '.join(row['name'] for row in document['algorithms']) or '-'}")
+    named = ", ".join(row["name"] for row in document["algorithms"]) or "-"
+    console.print(f"algorithms:  {named}", soft_wrap=True)
     console.print("plug-ins and import paths package.module:name are accepted wherever a name is")
 
 

@@ -16,7 +16,7 @@ from agentgym.trainers.aggregation import Denominators, aggregate
 from agentgym.trainers.batch import Batch, Row
 from agentgym.trainers.collect import Collection, TaskOrder, collect, environment_metrics, plan
 from agentgym.trainers.config import TrainConfig
-from agentgym.trainers.learner import Loss
+from agentgym.trainers.learner import Loss, Outputs
 from agentgym.trainers.run import Algorithm, Run
 
 
@@ -57,8 +57,8 @@ def likelihood(kept: list[Row]) -> Loss:
     """Mean negative log-likelihood of the sampled tokens."""
     denominators = Denominators.of(torch.tensor([row.sampled for row in kept]))
 
-    def loss(batch: Batch, logp: Tensor, entropy: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        value = aggregate(-logp, batch.loss_mask, "token-mean", denominators)
+    def loss(batch: Batch, outputs: Outputs) -> tuple[Tensor, Mapping[str, Tensor]]:
+        value = aggregate(-outputs.log_probs, batch.loss_mask, "token-mean", denominators)
         return value, {"nll": value.detach()}
 
     return loss
