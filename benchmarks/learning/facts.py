@@ -40,7 +40,7 @@ def write(folder: Path, *, people: int = 40, relations: int = 6, hops: int = 2, 
     with (folder / "corpus.jsonl").open("w", encoding="utf-8") as file:
         for (name, relation), other in facts.items():
             title = f"{relation} of {name}"
-            passage = {"id": f"{name}-{relation}".lower(), "title": title, "text": f"{other}."}
+            passage = {"id": f"{name}-{relation}".lower(), "title": title, "text": f"It is {other}."}
             file.write(json.dumps(passage) + "\n")
     chains = [(name, path) for name in names for path in product(chosen, repeat=hops)]
     random.shuffle(chains)
