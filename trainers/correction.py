@@ -107,26 +107,6 @@ def correction_weights(
     return torch.where(kept, weight, 0.0)
 
 
-def batch_normalised(weights: Tensor, mask: Tensor) -> Tensor:
-    """Weights divided by their mean over the tokens of an optimiser step (self-normalised sampling).
-
-    The size of the step then does not follow that of the weights. Bounds no longer hold afterwards.
-
-    Args:
-        weights: ``[B, T]``; of *all* rows of the step, before it is cut into micro-batches.
-        mask: ``[B, T]`` bool; true on sampled tokens.
-
-    Returns:
-        ``[B, T]``; 0 off the mask. Weights that are all 0 stay so; weights all equal become exactly 1.
-    """
-    inside = weights[mask].double().sort().values
-    if not len(inside) or not bool(inside[-1] > 0):
-        return torch.where(mask, weights, 0.0)
-    if bool(inside[0] == inside[-1]):
-        return mask.to(weights.dtype)
-    return torch.where(mask, (weights.double() / inside.mean()).to(weights.dtype), 0.0)
-
-
 def mismatch_metrics(logp_old: Tensor, logp_rollout: Tensor, mask: Tensor) -> dict[str, float]:
     """How far engine and trainer are apart, over the whole batch.
 

@@ -169,38 +169,6 @@ def step_advantages(
     return dr_grpo(returns, clusters, valid)
 
 
-def gigpo(
-    rewards: Tensor,
-    groups: Tensor,
-    valid: Tensor,
-    turn_rewards: Tensor,
-    turn_trajectory: Tensor,
-    clusters: Tensor,
-    section: GiGPOSection,
-) -> Tensor:
-    """GiGPO's advantage of every turn (eq. 8).
-
-    Args:
-        rewards: ``[N]``; the trajectories' rewards.
-        groups: ``[N]`` integer.
-        valid: ``[N]`` bool.
-        turn_rewards: ``[U]``; what the step returns sum up.
-        turn_trajectory: ``[U]`` integer; the trajectory of each turn.
-        clusters: ``[U]`` integer; of `anchor_clusters`.
-        section: gamma, omega, norm.
-
-    Returns:
-        ``[U]`` in the type of ``rewards``; `credit.broadcast` brings it to the tokens.
-    """
-    episode = grpo(rewards, groups, valid) if section.norm == "std" else dr_grpo(rewards, groups, valid)
-    own = episode[turn_trajectory]
-    if section.omega == 0:
-        return own
-    returns = step_returns(turn_rewards, turn_trajectory, section.gamma)
-    step = step_advantages(returns, clusters, valid[turn_trajectory], section.norm)
-    return own + (section.omega * step).to(own.dtype)
-
-
 def anchor_metrics(clusters: Tensor, valid: Tensor) -> dict[str, float]:
     """How much the anchors found to compare.
 
@@ -218,7 +186,13 @@ def anchor_metrics(clusters: Tensor, valid: Tensor) -> dict[str, float]:
 
 
 class GiGPO(Method):
-    """Adds ``omega A_S`` to the episode advantages of the estimator, turn by turn."""
+    """Adds ``omega A_S`` to the episode advantages of the estimator, turn by turn.
+
+    ``r_ik`` is what the environment gave for the turn, its penalty of an invalid action included. What shaping
+    adds (an overlong penalty, SPEAR's bonus) judges an episode as a whole: it is in ``R_i``, and so in A_E, and
+    belongs to no turn. Put on the last one it would reach an earlier turn the less, the more turns came after
+    it, whatever that turn did. SPEAR's release keeps the two apart in the same way.
+    """
 
     name = "gigpo"
 

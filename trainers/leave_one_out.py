@@ -7,7 +7,6 @@ loss over several epochs, so its advantage is RLOO's under its own name. Its rat
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from agentgym.trainers.advantages import rloo
@@ -17,7 +16,8 @@ def loop(rewards: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor
     """``R_k`` less the mean reward of the other members: exactly `rloo`.
 
     Members that were cancelled or failed are in no mean. A group of one has nothing to compare with and gets
-    0, where the authors' code refuses it.
+    0, where the authors' code refuses it. Their code also leaves out trajectories with ``|A|`` below 0.01; here
+    a group of equal rewards has exactly 0, and ``filter_groups`` puts another in its place.
 
     Args:
         rewards: ``[N]``; one a trajectory.
@@ -28,16 +28,3 @@ def loop(rewards: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor
         ``[N]``; they sum to 0 in every group.
     """
     return rloo(rewards, groups, valid)
-
-
-def worth_learning(advantages: Tensor, threshold: float = 0.01) -> Tensor:
-    """The trajectories that LOOP trains on: ``|A| >= threshold``; a group of equal rewards has none.
-
-    Args:
-        advantages: ``[N]``.
-        threshold: 0.01 in the authors' code, for rewards in [0, 1].
-
-    Returns:
-        ``[N]`` bool.
-    """
-    return torch.abs(advantages) >= threshold

@@ -11,16 +11,6 @@ import math
 from agentgym.errors import UsageError
 
 
-def linear(step: float, length: float, start: float, end: float) -> float:
-    """From ``start`` at step 0 to ``end`` at ``length`` on a line, and ``end`` from there on.
-
-    Raises:
-        UsageError: A negative step or length.
-    """
-    share = _share(step, length)
-    return end if share == 1.0 else start + (end - start) * share
-
-
 def cosine_up(step: float, length: float) -> float:
     """SPEAR's warm-up of self-imitation, ``gamma_t = (1 - cos(pi t / T)) / 2``, and 1 from T on.
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from agentgym.errors import ConfigError, UnknownName
 from agentgym.trainers.correction import (
     CorrectionConfig,
-    batch_normalised,
     correction_weights,
     mismatch_metrics,
 )
@@ -119,22 +118,6 @@ def test_the_sequence_mask_of_trl():
 def test_a_bound_that_rejects_agreement_is_refused(reject, above):
     with pytest.raises(ConfigError, match="reject_above must be at least"):
         CorrectionConfig(reject=reject, reject_above=above)
-
-
-def test_normalised_weights_average_to_one_over_the_step():
-    made = torch.tensor([[2.0, 1.0, math.nan], [0.0, 3.0, 9.0]], dtype=torch.float64)
-    mask = torch.tensor([[True, True, False], [True, True, False]])
-    normal = batch_normalised(made, mask)
-    assert normal[mask].mean().item() == pytest.approx(1)
-    assert torch.allclose(normal[mask], made[mask] / 1.5)
-    assert not normal[~mask].any()
-
-
-def test_X11_equal_weights_normalise_to_exactly_one_and_nothing_to_nothing():
-    everything = torch.ones(1, 49, dtype=torch.bool)
-    assert torch.equal(batch_normalised(torch.full((1, 49), 2.4), everything), torch.ones(1, 49))
-    assert not batch_normalised(torch.zeros(1, 49), everything).any()
-    assert not batch_normalised(torch.full((1, 49), math.nan), ~everything).any()
 
 
 def test_a_hopeless_engine_does_not_overflow():

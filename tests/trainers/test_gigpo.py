@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -17,18 +18,22 @@ from agentgym.errors import UsageError
 from agentgym.messages import Content, ImagePart, TextPart
 from agentgym.outcome import Outcome
 from agentgym.trainers.advantages import dr_grpo, grpo
+from agentgym.trainers.collect import Collection
 from agentgym.trainers.credit import broadcast
 from agentgym.trainers.gigpo import (
+    GiGPO,
     GiGPOSection,
     anchor_clusters,
     anchor_keys,
     anchor_metrics,
-    gigpo,
     similarity_clusters,
     step_advantages,
     step_returns,
 )
-from agentgym.trajectory import Trajectory, Turn
+from agentgym.trainers.method import Step
+from agentgym.trainers.policy_gradient import PolicyGradientConfig, advantages
+from agentgym.trainers.run import Run
+from agentgym.trajectory import Segment, Trajectory, Turn
 
 
 def f64(*numbers: float) -> Tensor:
@@ -42,25 +47,42 @@ def play(
     group: int = 0,
     outcome: Outcome | None = None,
 ) -> Trajectory:
-    turns = [
-        Turn(i, 0, (0, 0), (TextPart(o),) if isinstance(o, str) else o, "c", "a", r)
-        for i, (o, r) in enumerate(zip(observations, rewards, strict=True))
-    ]
-    return Trajectory(id, "e", "t", group=group, turns=turns, outcome=outcome or Outcome.completed())
+    """An episode whose turns read a token and sample one."""
+    segment, turns = Segment(), []
+    for i, (o, r) in enumerate(zip(observations, rewards, strict=True)):
+        segment.append_context([5])
+        span = segment.append_sampled([6], [-1.0])
+        turns.append(Turn(i, 0, span, (TextPart(o),) if isinstance(o, str) else o, "c", "a", r))
+    outcome = outcome or Outcome.completed()
+    return Trajectory(id, "e", "t", group=group, segments=[segment], turns=turns, outcome=outcome)
 
 
-def whole(trajectories: Sequence[Trajectory], section: GiGPOSection | None = None) -> Tensor:
-    """A of every turn, as a trainer takes it from a collection."""
-    valid = torch.tensor([t.valid for t in trajectories])
-    return gigpo(
-        f64(*(t.reward if t.valid else 0.0 for t in trajectories)),
-        torch.tensor([t.group for t in trajectories]),
-        valid,
-        f64(*(turn.reward for t in trajectories for turn in t.turns)),
-        torch.tensor([i for i, t in enumerate(trajectories) for _ in t.turns]),
-        anchor_clusters(trajectories),
-        section or GiGPOSection(),
+def whole(
+    trajectories: Sequence[Trajectory], section: GiGPOSection | None = None, rewards: Tensor | None = None
+) -> Tensor:
+    """A of every turn ``[U]``, as the loop takes it; 0 for turns without a token in the loss.
+
+    ``rewards`` are what shaping made of the trajectories'.
+    """
+    section = section or GiGPOSection()
+    config = PolicyGradientConfig.model_validate(
+        {
+            "env": "agentgym.testing:EchoEnv",
+            "model": "none",
+            "estimator": "grpo" if section.norm == "std" else "dr_grpo",
+            "gigpo": section,
+        }
     )
+    collection = Collection.of(trajectories)
+    assert collection.whole is not None
+    rewards = collection.rewards if rewards is None else rewards
+    step = Step(0, collection, collection.whole, rewards, list(collection.rows))
+    method = GiGPO(config, cast(Run, None))  # it reads no run
+    tokens = method.advantages(step, advantages(config, step)[1])
+    made = torch.zeros(len(collection.units.trajectory))
+    spoken = collection.units.index >= 0
+    made[collection.units.index[spoken]] = tokens[spoken]
+    return made
 
 
 GOLDEN = [play("1", "abc", [0, 0, 10]), play("2", "abb", [0, 0, 0])]
@@ -91,7 +113,7 @@ def test_golden_gigpo_statistics_are_over_trajectories_not_rows():
 
 @pytest.mark.parametrize(("norm", "base"), [("std", grpo), ("none", dr_grpo)])
 def test_X13_omega_zero_is_grpo_at_trajectory_level_bit_for_bit(norm, base):
-    advantages = base(f64(10, 0), torch.zeros(2, dtype=torch.long))
+    advantages = base(torch.tensor([10.0, 0.0]), torch.zeros(2, dtype=torch.long))
     owner = torch.tensor([0, 0, 0, 1, 1, 1])
     assert torch.equal(whole(GOLDEN, GiGPOSection(omega=0.0, norm=norm)), advantages[owner])
 
@@ -108,8 +130,8 @@ def test_X13_one_observation_a_step_gives_the_step_s_group_relative_return():
     )
     step = whole(group) - whole(group, GiGPOSection(omega=0.0))
     for turn in range(3):
-        expected = grpo(returns[:, turn], torch.zeros(3, dtype=torch.long))
-        assert torch.allclose(step.view(3, 3)[:, turn], expected, atol=1e-12)
+        expected = grpo(returns[:, turn], torch.zeros(3, dtype=torch.long)).float()
+        assert torch.allclose(step.view(3, 3)[:, turn], expected, rtol=0, atol=1e-6)
 
 
 def test_X13_a_trajectory_s_rows_may_stand_twice():
@@ -125,6 +147,18 @@ def test_a_failed_trajectory_is_in_no_cluster_and_gets_zero():
     with_failed = whole([*GOLDEN, failed])
     assert torch.equal(with_failed[:6], whole(GOLDEN))
     assert with_failed[6:].tolist() == [0, 0]
+
+
+def test_what_shaping_adds_reaches_the_episode_part_alone():
+    # Both score 5 for the environment, a turn apart; the shorter one then loses 2 for its length, say.
+    pair = [play("1", "abc", [0, 0, 5]), play("2", "ab", [0, 5])]
+    shaped = torch.tensor([5.0, 3.0])
+    step = whole(pair) - whole(pair, GiGPOSection(omega=0.0))
+    part = whole(pair, rewards=shaped) - whole(pair, GiGPOSection(omega=0.0), shaped)
+    assert torch.allclose(part, step, rtol=0, atol=1e-6)
+    episode = whole(pair, GiGPOSection(omega=0.0), shaped)
+    assert episode.tolist() == pytest.approx([0.707107] * 3 + [-0.707107] * 2, abs=1e-6)
+    assert step[:2].tolist() == pytest.approx([-0.707107] * 2, abs=1e-4)
 
 
 def test_groups_never_share_a_cluster():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentgym.errors import UsageError
-from agentgym.trainers.schedules import cosine_down, cosine_up, epo_beta, epo_release_weight, linear
+from agentgym.trainers.schedules import cosine_down, cosine_up, epo_beta, epo_release_weight
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,6 @@ def test_e11_the_release_s_weights_span_the_run_s_own_length(steps):
     assert weights == sorted(weights, reverse=True)
     betas = [epo_beta(k, 0.6 * steps) for k in range(steps + 1)]
     assert betas[0] == 2 and betas == sorted(betas, reverse=True) and betas[-1] > 1
-
-
-def test_a_line_reaches_its_end_and_stays():
-    assert [linear(t, 4, 1.0, 0.0) for t in range(7)] == [1, 0.75, 0.5, 0.25, 0, 0, 0]
-    assert linear(0, 0, 1.0, 0.3) == 0.3
 
 
 def test_a_schedule_without_length_is_at_its_end():
