@@ -22,14 +22,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from filelock import FileLock
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agentgym.actions import make_parser
-from agentgym.errors import UsageError
+from agentgym.errors import ConfigError, UsageError
 from agentgym.messages import text_of
 from agentgym.paths import cache_dir
 from agentgym.policies import models
@@ -53,7 +53,7 @@ WORDS_APART = r"\p{L}+|\p{N}|[^\p{L}\p{N}]+"
 TEMPLATE = (
     "{% if tools %}{{ '<|im_start|>tools' }}{% for tool in tools %}"
     "{{ '\\n' + tool['function']['name'] }}"
-    "{% for key in tool['function']['parameters']['properties'] %}{{ ' ' + key }}{% endfor %}"
+    "{% for key in tool['function'].get('parameters', {}).get('properties', {}) %}{{ ' ' + key }}{% endfor %}"
     "{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}"
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -82,6 +82,15 @@ class PocketConfig(cloning.CloningConfig):
     batch_rows: int = Field(32, ge=1)
     steps: int = Field(400, ge=0)
     optimiser: OptimiserSection = OptimiserSection(lr=1e-3)
+
+    @model_validator(mode="after")
+    def _width(self) -> Self:
+        if self.hidden % (2 * self.attention_heads):
+            raise ConfigError(
+                f"hidden {self.hidden} gives {self.attention_heads} attention heads no even width each",
+                hint=f"hidden is a multiple of twice attention_heads: of {2 * self.attention_heads} here",
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,7 @@ def prepare(config: PocketConfig, progress: Progress) -> PocketConfig:
             shutil.rmtree(building, ignore_errors=True)  # what a killed process left
             try:
                 build(config, transcripts(config), building)
+                shutil.rmtree(target, ignore_errors=True)  # what a cleaning of the cache left
                 os.replace(building, target)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
@@ -206,12 +216,21 @@ def build(config: PocketConfig, texts: Iterable[str], folder: Path) -> None:
 
 
 async def train(config: PocketConfig, run: Run) -> None:
-    """Clone mixed play; of an expert's alone the episodes that it won."""
+    """Clone mixed play; of an expert's alone the episodes that it won.
+
+    Raises:
+        UsageError: There is nothing to clone.
+    """
     if run.extra.get("stopped"):
         return
     policy, _ = mixed_play(config, config.demonstrations)
     played = await cloning.play(config, run, policy)
     chosen = [t for t in played if t.valid and (t.success or config.random_share)]
+    if not chosen:
+        raise UsageError(
+            f"none of {len(played)} episodes can be cloned: the expert won none of them",
+            hint="raise env.max_turns, or look at them with `agentgym eval … --policy expert`",
+        )
     await cloning.fit(config, run, cloning.examples(config, run, chosen))
 
 
@@ -259,20 +278,17 @@ def _texts(trajectory: Trajectory, system: str) -> Iterable[str]:
 def _key(config: PocketConfig) -> str:
     """Names everything that the untrained model follows from."""
     versions = {name: importlib.metadata.version(name) for name in ("tokenizers", "transformers", "torch")}
-    names = (
-        "env",
-        "seed",
-        "hidden",
-        "layers",
-        "attention_heads",
-        "vocabulary",
-        "tied",
-        "context",
-        "spaces_apart",
-    )
-    fields = {name: config.model_dump(mode="json")[name] for name in names}
-    of_play = {"random_share": config.random_share, "episodes": config.tokenizer_episodes}
-    text = json.dumps([1, versions, fields, of_play, config.rollout.system, TEMPLATE], sort_keys=True)
+    fields = config.model_dump(mode="json", include={
+        "env", "seed", "hidden", "layers", "attention_heads", "vocabulary", "tied", "context", "spaces_apart",
+        "random_share", "tokenizer_episodes",
+    })  # fmt: skip
+    # A corpus that is written anew under its old name is another one.
+    files = {
+        name: hashlib.sha256(Path(value).read_bytes()).hexdigest()
+        for name, value in config.env.kwargs.items()
+        if isinstance(value, str) and os.path.isfile(value)
+    }
+    text = json.dumps([1, versions, fields, files, config.rollout.system, TEMPLATE], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
