@@ -1,6 +1,6 @@
 """Credit: how one number a trajectory or a turn reaches its sampled tokens, and how tokens line up in time.
 
-Invariant: only sampled tokens carry credit. Every function here addresses tokens through an *index*, a
+Invariant: only sampled tokens carry credit. Whatever reaches tokens addresses them through an *index*, a
 ``[B, T]`` tensor that names the unit (trajectory or turn) each sampled token belongs to and is -1 elsewhere,
 so whatever stands in the other positions (observations, padding, NaN) is never read.
 
@@ -60,6 +60,25 @@ def at_last_token(values: Tensor, index: Tensor) -> Tensor:
     placed = torch.zeros(len(flat), dtype=values.dtype, device=values.device)
     placed[last[last >= 0]] = values[last >= 0]
     return placed.view(index.shape)
+
+
+def accumulate(rewards: Tensor, turn_trajectory: Tensor, gamma: float) -> Tensor:
+    """Discounted sums from each turn to the end of its trajectory, ``sum_{k >= t} gamma^(k-t) r_k``.
+
+    Args:
+        rewards: ``[U]``; one a turn.
+        turn_trajectory: ``[U]`` integer; the turns of a trajectory stand in temporal order.
+        gamma: Discount from one turn to the next.
+
+    Returns:
+        ``[U]`` float64.
+    """
+    sums, owners = rewards.double().tolist(), turn_trajectory.tolist()
+    following: dict[int, float] = {}
+    for u in reversed(range(len(sums))):
+        sums[u] += gamma * following.get(owners[u], 0.0)
+        following[owners[u]] = sums[u]
+    return torch.tensor(sums, dtype=torch.float64, device=rewards.device)
 
 
 class SampledTokens(NamedTuple):

@@ -31,7 +31,7 @@ from agentgym.config import Config
 from agentgym.errors import ConfigError, UsageError
 from agentgym.messages import ImagePart, TextPart, text_of
 from agentgym.trainers.advantages import dr_grpo, group_statistics, grpo
-from agentgym.trainers.credit import broadcast
+from agentgym.trainers.credit import accumulate, broadcast
 from agentgym.trainers.method import Method, Step
 from agentgym.trajectory import Trajectory, Turn
 
@@ -128,26 +128,6 @@ def anchor_clusters(trajectories: Sequence[Trajectory], similarity: float | None
     return torch.tensor([numbers[name] for name in names], dtype=torch.long)
 
 
-def step_returns(turn_rewards: Tensor, turn_trajectory: Tensor, gamma: float) -> Tensor:
-    """Discounted returns ``Q_it = sum_{k >= t} gamma^(k-t) r_ik``.
-
-    Args:
-        turn_rewards: ``[U]``.
-        turn_trajectory: ``[U]`` integer; the turns of a trajectory stand in temporal order.
-        gamma: Discount from one turn to the next.
-
-    Returns:
-        ``[U]`` float64.
-    """
-    returns = turn_rewards.double().tolist()
-    following: dict[int, float] = {}
-    owners = turn_trajectory.tolist()
-    for u in reversed(range(len(returns))):
-        returns[u] += gamma * following.get(owners[u], 0.0)
-        following[owners[u]] = returns[u]
-    return torch.tensor(returns, dtype=torch.float64, device=turn_rewards.device)
-
-
 def step_advantages(
     returns: Tensor, clusters: Tensor, valid: Tensor | None = None, norm: Norm = "std", eps: float = 1e-6
 ) -> Tensor:
@@ -188,10 +168,10 @@ def anchor_metrics(clusters: Tensor, valid: Tensor) -> dict[str, float]:
 class GiGPO(Method):
     """Adds ``omega A_S`` to the episode advantages of the estimator, turn by turn.
 
-    ``r_ik`` is what the environment gave for the turn, its penalty of an invalid action included. What shaping
-    adds (an overlong penalty, SPEAR's bonus) judges an episode as a whole: it is in ``R_i``, and so in A_E, and
-    belongs to no turn. Put on the last one it would reach an earlier turn the less, the more turns came after
-    it, whatever that turn did. SPEAR's release keeps the two apart in the same way.
+    ``r_ik`` is what the environment gave for the turn, its penalty of an invalid action included. What
+    shaping adds (an overlong penalty, SPEAR's bonus) judges an episode as a whole: it is in ``R_i``, and so
+    in A_E, and belongs to no turn. Put on the last one it would reach an earlier turn the less, the more
+    turns came after it, whatever that turn did. SPEAR's release keeps the two apart in the same way.
     """
 
     name = "gigpo"
@@ -214,7 +194,7 @@ class GiGPO(Method):
         collection, units = step.collection, step.collection.units
         clusters = anchor_clusters(collection.trajectories, section.similarity)
         valid = collection.valid[units.trajectory]
-        returns = step_returns(units.rewards, units.trajectory, section.gamma)
+        returns = accumulate(units.rewards, units.trajectory, section.gamma)
         own = section.omega * step_advantages(returns, clusters, valid, section.norm)
         step.metrics |= anchor_metrics(clusters, valid)
         step.metrics["gigpo/step_advantage_std"] = float(own[valid].std()) if int(valid.sum()) > 1 else 0.0

@@ -41,8 +41,8 @@ from agentgym.trainers.answer_scoring import (
     turn_contexts,
     wrap_answer,
 )
-from agentgym.trainers.credit import broadcast
-from agentgym.trainers.igpo_metrics import answering_metrics, igpo_metrics, is_malformed
+from agentgym.trainers.credit import accumulate, broadcast
+from agentgym.trainers.igpo_metrics import answering_metrics, igpo_metrics, is_malformed, tool_metrics
 from agentgym.trainers.method import Method, Step
 from agentgym.trajectory import Trajectory
 
@@ -142,15 +142,6 @@ def turn_rewards(gains: Tensor, outcomes: Tensor, turn_trajectory: Tensor) -> Te
     return torch.where(last_turns(turn_trajectory), outcomes[turn_trajectory], gains)
 
 
-def accumulate(rewards: Tensor, turn_trajectory: Tensor, gamma: float) -> Tensor:
-    """``[U]`` float64: discounted sums over a trajectory's turns from each one on."""
-    sums, owners = rewards.double().tolist(), turn_trajectory.tolist()
-    for u in reversed(range(len(sums) - 1)):
-        if owners[u] == owners[u + 1]:
-            sums[u] += gamma * sums[u + 1]
-    return torch.tensor(sums, dtype=torch.float64)
-
-
 def turn_advantages(
     scores: Tensor,
     outcomes: Tensor,
@@ -176,18 +167,15 @@ def turn_advantages(
     counted = valid[turn_trajectory] & ~last_turns(turn_trajectory) & gains.isfinite()
     if malformed is not None and section.malformed == "drop":
         counted &= ~malformed[turn_trajectory]
-    owners = groups[turn_trajectory]
+    outcomes = outcomes.double()
+    # Gains alone have a floor, in one pool with the outcomes too: those are divided by what the pool spreads.
+    of_gains = gains, groups[turn_trajectory], counted, torch.full_like(gains, section.std_floor)
+    of_outcomes = outcomes, groups, valid, torch.zeros_like(outcomes)
     if section.norm == "joint":
-        z, bias = _z_scores(
-            torch.cat([gains, outcomes.double()]),
-            torch.cat([owners, groups]),
-            torch.cat([counted, valid]),
-            section.std_floor,
-        )
-        (z_gain, z_outcome), bias = (z[: len(gains)], z[len(gains) :]), bias[: len(gains)]
+        z, bias = _z_scores(*map(torch.cat, zip(of_gains, of_outcomes, strict=True)))
+        z_gain, z_outcome, bias = z[: len(gains)], z[len(gains) :], bias[: len(gains)]
     else:
-        z_gain, bias = _z_scores(gains, owners, counted, section.std_floor)
-        z_outcome, _ = _z_scores(outcomes.double(), groups, valid, 0.0)
+        (z_gain, bias), (z_outcome, _) = _z_scores(*of_gains), _z_scores(*of_outcomes)
     if section.clip is not None:
         z_gain = z_gain.clamp(-section.clip, section.clip)
     rewards = turn_rewards(section.weight * z_gain, z_outcome, turn_trajectory)
@@ -196,7 +184,7 @@ def turn_advantages(
     return Shares(advantages, gains, last_turns(turn_trajectory), counted, z_gain, z_outcome, bias)
 
 
-def _z_scores(values: Tensor, groups: Tensor, counted: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+def _z_scores(values: Tensor, groups: Tensor, counted: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
     pool = group_statistics(values, groups, counted, ddof=0)
     std = (pool.std**2 + 1e-8).sqrt().clamp(min=floor)
     z = torch.where(counted, (values - pool.mean) / (std + 1e-6), 0.0)
@@ -222,6 +210,7 @@ class IGPO(Method):
         self.section = config.igpo
         self._tasks: dict[str, TaskSet] = {}
         self._wrapped: dict[tuple[str, str], list[WrappedAnswer]] = {}
+        self._require_scorable()
 
     @classmethod
     def check(cls, config: PolicyGradientConfig) -> None:
@@ -251,7 +240,8 @@ class IGPO(Method):
         known = (scores, step.rewards, units.trajectory, collection.groups, collection.valid)
         malformed = torch.tensor([is_malformed(t) for t in collection.trajectories], dtype=torch.bool)
         shares = turn_advantages(*known, self.section, malformed)
-        step.metrics |= igpo_metrics(shares, *known) | answering_metrics(collection.trajectories)
+        step.metrics |= igpo_metrics(shares, *known)
+        step.metrics |= answering_metrics(collection.trajectories) | tool_metrics(collection.trajectories)
         return broadcast(shares.advantages.to(tokens.dtype), units.index)
 
     def scores(self, trajectories: Sequence[Trajectory]) -> Tensor:
@@ -273,7 +263,17 @@ class IGPO(Method):
 
     def answers(self, trajectory: Trajectory) -> list[WrappedAnswer]:
         """The task's gold answers, tokenised once; ConfigError where it keeps none."""
-        split, id = trajectory.split, trajectory.task_id
+        return self._answers(trajectory.split, trajectory.task_id)
+
+    def _require_scorable(self) -> None:
+        """Refuse tasks, a tokenizer or a model that scores could not be had with, before any is sampled."""
+        tasks = self.run.tasks()
+        self._tasks[tasks.split] = tasks
+        for id in tasks.ids[:1]:
+            self._answers(tasks.split, id)
+        self._score([])
+
+    def _answers(self, split: str, id: str) -> list[WrappedAnswer]:
         if (split, id) not in self._wrapped:
             if split not in self._tasks:
                 self._tasks[split] = self.run.tasks(split or None)
@@ -281,7 +281,7 @@ class IGPO(Method):
             answers = () if task is None else task.private.get("answers", ())
             if not answers:
                 raise ConfigError(
-                    f"igpo needs gold answers, and task {id!r} of {trajectory.env_id} keeps none",
+                    f"igpo needs gold answers, and task {id!r} of {self.config.env.id} keeps none",
                     hint="train on one with answers, such as agentgym/SearchQA-v0, or leave out [igpo]",
                 )
             wrapper = {"prefix": self.section.prefix, "suffix": self.section.suffix}

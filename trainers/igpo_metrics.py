@@ -5,18 +5,23 @@ Invariant: means are over valid trajectories and counted gains alone, and a mean
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from agentgym.messages import text_of
 from agentgym.tools.turn import read_turn
 from agentgym.trainers.advantages import group_statistics
 from agentgym.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from agentgym.trainers.igpo import Shares
+
+_ERROR = re.compile(r"\AError: ")
+_ERRORS = re.compile(r"^Result \d+, [^\n]*:\nError: ", re.MULTILINE)
 
 
 def is_malformed(trajectory: Trajectory) -> bool:
@@ -89,6 +94,23 @@ def answering_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "env/tool_calls_mean": sum(_calls(turn.action) for turn in turns) / len(good),
         "env/truncated_frac": sum(truncated) / len(good),
     }
+
+
+def tool_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """``env/tool_error_frac``: the share of calls that valid ``trajectories`` were told an error of.
+
+    An error is known by its words, ``Error: …``, as `agentgym.tools` and the families with tools say it; of
+    several calls in a turn each result stands under a line ``Result N, TOOL:``.
+    """
+    calls = errors = 0
+    for trajectory in trajectories:
+        read = [*(turn.observation for turn in trajectory.turns[1:]), trajectory.final_observation]
+        for turn, result in zip(trajectory.turns, read, strict=True) if trajectory.valid else ():
+            if count := _calls(turn.action):
+                pattern = _ERROR if count == 1 else _ERRORS
+                calls += count
+                errors += min(len(pattern.findall(text_of(result))), count)
+    return {"env/tool_error_frac": errors / calls} if calls else {}
 
 
 def _calls(action: str) -> int:

@@ -16,8 +16,8 @@ def loop(rewards: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor
     """``R_k`` less the mean reward of the other members: exactly `rloo`.
 
     Members that were cancelled or failed are in no mean. A group of one has nothing to compare with and gets
-    0, where the authors' code refuses it. Their code also leaves out trajectories with ``|A|`` below 0.01; here
-    a group of equal rewards has exactly 0, and ``filter_groups`` puts another in its place.
+    0, where the authors' code refuses it. Their code also leaves out trajectories with ``|A|`` below 0.01;
+    here a group of equal rewards has exactly 0, and ``filter_groups`` puts another in its place.
 
     Args:
         rewards: ``[N]``; one a trajectory.

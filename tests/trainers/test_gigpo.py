@@ -19,7 +19,7 @@ from agentgym.messages import Content, ImagePart, TextPart
 from agentgym.outcome import Outcome
 from agentgym.trainers.advantages import dr_grpo, grpo
 from agentgym.trainers.collect import Collection
-from agentgym.trainers.credit import broadcast
+from agentgym.trainers.credit import accumulate, broadcast
 from agentgym.trainers.gigpo import (
     GiGPO,
     GiGPOSection,
@@ -28,7 +28,6 @@ from agentgym.trainers.gigpo import (
     anchor_metrics,
     similarity_clusters,
     step_advantages,
-    step_returns,
 )
 from agentgym.trainers.method import Step
 from agentgym.trainers.policy_gradient import PolicyGradientConfig, advantages
@@ -90,7 +89,7 @@ GOLDEN = [play("1", "abc", [0, 0, 10]), play("2", "abb", [0, 0, 0])]
 
 def test_golden_gigpo():
     owner = torch.tensor([0, 0, 0, 1, 1, 1])
-    returns = step_returns(f64(0, 0, 10, 0, 0, 0), owner, 0.95)
+    returns = accumulate(f64(0, 0, 10, 0, 0, 0), owner, 0.95)
     assert returns.tolist() == pytest.approx([9.025, 9.5, 10, 0, 0, 0])
     step = step_advantages(returns, anchor_clusters(GOLDEN))
     assert step.tolist() == pytest.approx([0.707107, 1.1547, 0, -0.707107, -0.57735, -0.57735], abs=1e-5)
@@ -126,7 +125,7 @@ def test_X13_distinct_observations_have_no_step_advantage():
 def test_X13_one_observation_a_step_gives_the_step_s_group_relative_return():
     group = [play(str(i), "abc", r) for i, r in enumerate([[0, 0, 10], [0, 1, 0], [2, 0, 0]])]
     returns = torch.stack(
-        [step_returns(f64(*(t.reward for t in g.turns)), torch.zeros(3), 0.95) for g in group]
+        [accumulate(f64(*(t.reward for t in g.turns)), torch.zeros(3), 0.95) for g in group]
     )
     step = whole(group) - whole(group, GiGPOSection(omega=0.0))
     for turn in range(3):
