@@ -45,6 +45,8 @@ from agentgym.trainers.policy_loss import PolicyLossConfig
 from agentgym.trainers.update import make_loss
 from agentgym.trajectory import Trajectory
 
+from .test_resume import Interrupted, Stop, resume, state
+
 GOLDEN = [[-2.0, -1.0, -0.5], [-2.0, -2.5]]
 NAN = float("nan")
 
@@ -596,6 +598,33 @@ def test_a_step_on_searchqa(search_config: Callable[..., Config], tmp_path: Path
     assert {"igpo/ig_mean", "igpo/ig_by_turn_1", "igpo/ig_by_turn_2", "igpo/s0_mean"} <= seen[0].keys()
     before, after = (models.load(p, dtype=torch.float32)[0] for p in (config.model.name, trained))
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_x16_a_resumed_run_equals_the_uninterrupted_one(
+    search_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """Weights, optimiser, metrics and journal; cut behind a checkpoint, in the midst of play."""
+    from agentgym.trainers import launch
+
+    settings = {
+        "algorithm": "policy-gradient",
+        "steps": 3,
+        "checkpoint_every": 1,
+        "optimiser": {"lr": 1e-3},
+        "evaluation": {"every": 2, "episodes": 1, "split": "train"},
+    }
+    config = Config.model_validate({**search_config(gamma=0.9).model_dump(), **settings})
+    config = config.model_copy(update={"loss": dataclasses.replace(config.loss, kl_coef=0.01)})
+    launch.launch(POLICY_GRADIENT, config, tmp_path / "whole")
+    whole = state(tmp_path / "whole")
+    assert len(whole[2]) == 3 and len(whole[3]) == 3 * 6 + 1
+    for metrics in whole[2]:
+        assert metrics["igpo/ig_std"] > 0 and metrics["grad_norm"] > 0
+    assert whole[2][2]["kl_ref"] > 0, "the reference stays where the run began"
+    with pytest.raises(Interrupted):
+        launch.launch(POLICY_GRADIENT, config, tmp_path / "cut", progress=Stop(turn=23))
+    resume(tmp_path / "cut")
+    assert state(tmp_path / "cut") == whole
 
 
 def test_tasks_without_answers_are_refused(search_config: Callable[..., Config], tmp_path: Path) -> None:
