@@ -18,8 +18,8 @@ from torch import Tensor
 
 from agentgym.trainers.batch import COPIED, Batch, Row, collate, micro_batches
 from agentgym.trainers.config import ModelSection, OptimiserSection
-from agentgym.trainers.families import WORTH, families
-from agentgym.trainers.learner import Learner
+from agentgym.trainers.families import MEMBERS, WORTH, families
+from agentgym.trainers.learner import Heads, Learner, Loss
 from agentgym.trainers.packing import has_dropout, pack, prepare
 from agentgym.trajectory import Segment
 
@@ -56,16 +56,22 @@ def learner(
     budget: int = 10**6,
     packs: bool | None = None,
     config: dict[str, Any] | None = None,
+    heads: Heads = "policy",
+    temperature: float = 1.0,
     **section: Any,
 ) -> Learner:
-    """A learner; ``packs=False`` reads its rows padded."""
+    """A learner; ``packs=False`` reads its rows padded. A value head says something from the start."""
     torch.manual_seed(3)
     fields = {"name": "tiny", "autocast": "none", **section}
     made = Learner(
         model(family, dtype, **config or {}),
         ModelSection.model_validate(fields),
         OptimiserSection(micro_batch_tokens=budget),
+        heads=heads,
+        temperature=temperature,
     )
+    if made.value_head is not None:
+        made.value_head.weight.data.normal_()
     if packs is not None:
         assert made._packs
         made._packs = packs
@@ -73,8 +79,9 @@ def learner(
 
 
 @functools.cache
-def pair(family: str, dtype: torch.dtype) -> tuple[Learner, Learner]:
-    return learner(family, dtype, packs=True), learner(family, dtype, packs=False)
+def pair(family: str, dtype: torch.dtype, heads: Heads = "policy") -> tuple[Learner, Learner]:
+    packed = learner(family, dtype, packs=True, heads=heads)
+    return packed, learner(family, dtype, packs=False, heads=heads)
 
 
 def row(tokens: Sequence[int], mask: Sequence[bool], index: int) -> Row:
@@ -107,8 +114,16 @@ def weighted(batch: Batch, outputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
     return (weights * (outputs.logp + 0.3 * outputs.entropy)).sum(), {}
 
 
-def gradient(of: Learner, rows: list[Row]) -> tuple[float, dict[str, Tensor]]:
-    loss = of.backward(rows, weighted, with_entropy=True)["loss/total"]
+def valued(batch: Batch, outputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """As :func:`weighted`, of squared values too; without a policy head of them alone."""
+    columns = torch.arange(outputs.value.shape[1], dtype=outputs.value.dtype)
+    weights = torch.sin(1 + batch.row[:, None] + 0.3 * columns) * batch.loss_mask
+    value = (weights * outputs.value**2).sum()
+    return value if outputs.logp is None else value + weighted(batch, outputs)[0], {}
+
+
+def gradient(of: Learner, rows: list[Row], loss_of: Loss = weighted) -> tuple[float, dict[str, Tensor]]:
+    loss = of.backward(rows, loss_of, with_entropy=True)["loss/total"]
     return loss, {name: p.grad.clone() for name, p in of.trainable.items() if p.grad is not None}
 
 
@@ -148,6 +163,79 @@ def test_packed_equals_row_by_row(family: str, rows: list[Row]) -> None:
         (loss, one), (expected, other) = gradient(packed, rows), gradient(padded, rows)
         assert loss == pytest.approx(expected, rel=tolerance, abs=tolerance)
         assert_equal(other, one, tolerance)
+
+
+@pytest.mark.parametrize("heads", ["both", "value"])
+@given(rows=groups())
+@settings(max_examples=20, deadline=None)
+def test_a_value_head_reads_the_same_states(heads: Heads, rows: list[Row]) -> None:
+    for dtype, tolerance in EXACT.items():
+        packed, padded = pair("Llama", dtype, heads)
+        (loss, one), (expected, other) = gradient(packed, rows, valued), gradient(padded, rows, valued)
+        assert loss == pytest.approx(expected, rel=tolerance, abs=tolerance)
+        assert {"value_head.weight", "value_head.bias"} <= one.keys()
+        assert_equal(other, one, tolerance)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_key_value_heads": 4},
+        {"num_key_value_heads": 1},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True, "head_dim": 8},
+    ],
+    ids=str,
+)
+def test_any_number_of_key_heads_and_tied_embeddings_pack(config: dict[str, Any]) -> None:
+    rows = agentic()
+    for dtype, tolerance in EXACT.items():
+        packed = learner(dtype=dtype, packs=True, config=config)
+        padded = learner(dtype=dtype, packs=False, config=config)
+        one, other = gradient(packed, rows)[1], gradient(padded, rows)[1]
+        assert ("lm_head.weight" in one) is not config.get("tie_word_embeddings", False)
+        assert_equal(other, one, tolerance)
+
+
+@given(order=st.permutations(range(15)))
+@settings(max_examples=10, deadline=None)
+def test_what_the_heads_say_of_a_row_depends_on_no_other_row(order: list[int]) -> None:
+    """Log-probs at the rollout's temperature, entropies and values, whatever the order and the budget."""
+    rows = agentic()
+    for dtype, tolerance in EXACT.items():
+        of = learner(dtype=dtype, heads="both", temperature=0.7, budget=100, packs=True)
+        alone = learner(dtype=dtype, heads="both", temperature=0.7, packs=False)
+        said = of.judge([rows[i] for i in order], with_entropy=True)._asdict()
+        expected = alone.judge(rows, with_entropy=True)._asdict()
+        for name, values in said.items():
+            assert values is not None and values.dtype == dtype
+            largest = float(expected[name].abs().max())
+            assert float((values - expected[name]).abs().max()) <= tolerance * largest > 0, name
+
+
+def test_a_group_larger_than_a_family_is_read_as_several() -> None:
+    prefix = list(range(3, 23))
+    rows = [
+        row([*prefix, 3 + i // 29, 3 + i % 29, 3, 4], [False] * 20 + [True] * 4, i)
+        for i in range(MEMBERS + 9)
+    ]
+    sizes = [len(f.members) for f in families([tuple(r.segment.token_ids) for r in rows])]
+    assert sum(sizes) == len(rows) and max(sizes) <= MEMBERS and len(sizes) > 1
+    for dtype, tolerance in EXACT.items():
+        packed, padded = pair("Llama", dtype)
+        assert_equal(gradient(padded, rows)[1], gradient(packed, rows)[1], tolerance)
+
+
+def test_a_row_longer_than_the_budget_is_read_whole_and_its_group_beside_it() -> None:
+    """Four rows of 70 tokens that share 60, under a budget of 65: each is a micro-batch, none is cut."""
+    rows = [
+        row([3 + j % 7 for j in range(60)] + [10 + i] * 10, [False] * 60 + [True] * 10, i) for i in range(4)
+    ]
+    short = row([3, 9, 9, 8], [False, False, True, True], 4)
+    of = learner(budget=65)
+    read = [batch.attention_mask.sum(1).tolist() for batch in of.batches([*rows, short])]
+    assert sorted(read) == [[4], [70], [70], [70], [70]]
+    assert_equal(gradient(learner(packs=False), [*rows, short])[1], gradient(of, [*rows, short])[1], 1e-9)
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
