@@ -9,22 +9,32 @@ from pathlib import Path
 # Last on the path: the benchmarks are called like the packages that they measure.
 sys.path.append(str(Path(__file__).parent))
 import report
-from studies import run, studies
+from studies import HERE, run, studies
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def main() -> int:
     """Run what is asked for; 1 if a run failed."""
-    known = studies()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", nargs="*", choices=[[], *known], help="default: all")
+    parser.add_argument("study", nargs="*", help="default: all")
+    parser.add_argument("--studies", type=Path, default=HERE, help="folder of the studies' files")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning", help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", help="others than the studies'; nothing is reported")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="over all settings")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="over all settings; start.KEY: the model's",
+    )
     parser.add_argument("--at-once", type=int, help="runs at once; default: one a core")
     parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the report")
     given = parser.parse_args()
+    known = studies(given.studies)
+    if strange := sorted({*given.study} - {*known}):
+        parser.error(f"there is no study {', '.join(strange)}, only {', '.join(known)}")
     failed = {}
     for name in given.study or known:
         study = known[name]
@@ -37,7 +47,7 @@ def main() -> int:
                 ).items()
             }  # fmt: skip
         if not given.seeds and not given.set:
-            print(f"{name}: {study.title}\n\n{report.write(study, given.runs, ROOT / 'docs')}")
+            print(f"{name}: {study.title}\n\n{report.write(study, given.runs, given.docs)}")
     for key, why in failed.items():
         print(f"{'/'.join(map(str, key))} failed: {why}", file=sys.stderr)
     return 1 if failed else 0

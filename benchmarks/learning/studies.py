@@ -63,9 +63,9 @@ class Study:
     pairs: tuple[tuple[str, str], ...]
 
 
-def studies() -> dict[str, Study]:
-    """Every study, by name."""
-    return {path.stem: read(path) for path in sorted(HERE.glob("*.toml"))}
+def studies(folder: Path = HERE) -> dict[str, Study]:
+    """Every study of a folder, by name."""
+    return {path.stem: read(path) for path in sorted(folder.glob("*.toml"))}
 
 
 def read(path: Path) -> Study:
@@ -111,7 +111,7 @@ def run(
         root: Folder of the studies' runs; each has ``start`` and ``arm/seed`` there.
         seeds: Others than the study's.
         at_once: Runs at once; by default one a core.
-        extra: Settings laid over everything (a smoke run's).
+        extra: Settings laid over the arms' (a smoke run's); ``start.a=value`` over the model's.
         tell: Called with a line for a person.
 
     Returns:
@@ -120,9 +120,8 @@ def run(
     folder = root / study.name
     prepare(study)
     start = folder / "start"
-    if problem := _train(
-        ["pocket", *study.start, *(e for e in extra if e.startswith("start."))], start, tell
-    ):
+    own = [setting.removeprefix("start.") for setting in extra if setting.startswith("start.")]
+    if problem := _train(["pocket", *study.start, *own], start, tell):
         return {("start", 0): problem}
     jobs = [(arm, seed) for seed in (seeds or study.seeds) for arm in study.arms.values()]
     failed: dict[tuple[str, int], str] = {}

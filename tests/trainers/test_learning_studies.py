@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from agentgym.trainers import launch
+from agentgym.trainers.metrics import load as load_metrics
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "learning"
 
@@ -95,3 +100,112 @@ def test_every_study_resolves_and_its_arms_share_what_they_are_compared_on(learn
             )
             assert config.evaluation.every and config.steps // config.evaluation.every >= 3
             assert not [s for s in arm.settings if s.startswith(("env", "steps", "groups", "evaluation"))]
+
+
+TINY = """
+title = "Tiny"
+environment = "AskEnv."
+seeds = [0, 1]
+pairs = [["rloo", "grpo"]]
+start = [
+  "env=agentgym.testing:AskEnv", "env.kwargs.digits=3", "hidden=32", "layers=1", "vocabulary=300",
+  "tokenizer_episodes=8", "demonstrations=32", "rollout.max_tokens=4", "optimiser.lr=5e-3",
+]
+settings = [
+  "env=agentgym.testing:AskEnv", "env.kwargs.digits=3", "groups=2", "group_size=4", "steps=1000000",
+  "rollout.layout=turn", "rollout.max_tokens=4", "rollout.deterministic=true", "model.autocast=none",
+  "model.rollout_dtype=float32", "loss.kl_coef=0", "optimiser.lr=1e-3", "evaluation.every=10",
+  "evaluation.episodes=8", "evaluation.temperature=1.0", "trackers=[]", "checkpoint_every=2",
+]
+[arms.grpo]
+preset = "grpo"
+[arms.rloo]
+preset = "rloo"
+"""
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Everything below ``folder``, and when it was written."""
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_where_it_stopped(learning: Any, tmp_path: Path) -> None:
+    """The command itself: finished runs stay, the one that was cut is resumed exactly, the rest is done."""
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "tiny.toml").write_text(TINY)
+    runs, env = tmp_path / "runs", {**os.environ, "AGENTGYM_CACHE": str(tmp_path / "cache")}
+    bench = [sys.executable, "-c", "from agentgym.cli import main; main()", "bench", "learning", "tiny"]
+    bench += ["--studies", str(tmp_path / "studies"), "--runs", str(runs)]
+    small = ["--at-once", "1", "--set", "steps=40", "--set", "start.steps=30"]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*bench, *small], env=env, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    done, cut = runs / "tiny" / "grpo" / "0", runs / "tiny" / "rloo" / "0"
+    killed = start()
+    deadline = time.monotonic() + 200
+    while not list(cut.glob("checkpoints/step-*/state.json")):
+        assert killed.poll() is None, killed.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert (done / "model" / "config.json").exists() and not (cut / "model").exists()
+    before = contents(done), contents(runs / "tiny" / "start"), done.with_name("0.log").read_bytes()
+    reached = len(load_metrics(cut))
+    assert 0 < reached < 40
+
+    again = start()
+    out, err = again.communicate(timeout=250)
+    assert again.returncode == 0, err
+    assert before == (contents(done), contents(runs / "tiny" / "start"), done.with_name("0.log").read_bytes())
+    told = [line.partition(":")[0] for line in err.splitlines() if " done in " in line]
+    assert told == ["tiny/rloo/0", "tiny/grpo/1", "tiny/rloo/1"]
+    assert "resumed after step" in cut.with_name("0.log").read_text()
+    assert "resumed" not in (runs / "tiny" / "rloo" / "1.log").read_text()
+    assert out == "", "what --set changed is not reported"
+
+    settings = {seed: launch.reopen(runs / "tiny" / "rloo" / str(seed))[1] for seed in (0, 1)}
+    assert {seed: config.seed for seed, config in settings.items()} == {0: 0, 1: 1}
+    assert settings[0].steps == 40 and settings[0].model.name == str(runs / "tiny" / "start" / "model")
+    assert launch.reopen(runs / "tiny" / "start")[1].steps == 30
+    twin = launch.launch(launch.reopen(cut)[0], settings[0], tmp_path / "twin")
+    assert (cut / "model" / "model.safetensors").read_bytes() == (twin / "model.safetensors").read_bytes()
+
+    third = start()
+    assert third.communicate(timeout=60) == ("", "") and third.returncode == 0, "nothing is left to do"
+
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "learning.md").write_text("# Page\n")
+    reported = subprocess.run(
+        [*bench, "--report", "--docs", str(docs)], env=env, text=True, capture_output=True, check=True
+    )
+    study = learning["studies"].read(tmp_path / "studies" / "tiny.toml")
+    found = learning["studies"].results(study, runs)
+    assert {arm: {*curves} for arm, curves in found.items()} == {"grpo": {0, 1}, "rloo": {0, 1}}
+    for arm, curves in found.items():
+        assert all([step for step, _ in curve] == [9, 19, 29, 39] for curve in curves.values())
+        mean = sum(value for curve in curves.values() for _, value in curve[-3:]) / 6
+        assert f"| {arm} | 2 | {mean:.1%} (" in reported.stdout
+    assert "| rloo - grpo | 2 | " in reported.stdout
+    page = (docs / "learning.md").read_text()
+    assert page.startswith("# Page\n") and "| rloo - grpo | 2 | " in page
+    plot = ElementTree.parse(docs / "learning" / "tiny.svg").getroot()
+    assert len(plot.findall("{*}polyline")) == 6, "a line a seed, and their mean, for each arm"
+
+
+def test_an_unknown_study_is_named(learning: Any, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", str(FOLDER / "run.py"), "nosuch", "--runs", str(tmp_path)],
+        text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "there is no study nosuch, only " in done.stderr
