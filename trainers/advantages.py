@@ -278,3 +278,15 @@ def reward_metrics(rewards: Tensor, groups: Tensor, valid: Tensor | None = None)
         "groups_all_equal_frac": ((vote * equal).sum() / votes).item(),
         "groups_all_zero_frac": ((vote * (equal & (score == 0))).sum() / votes).item(),
     }
+
+
+def advantage_metrics(values: Tensor) -> dict[str, float]:
+    """``adv/{mean,std,max,min}`` over tokens ``[K]``; empty without one."""
+    if not values.numel():
+        return {}
+    return {
+        "adv/mean": float(values.mean()),
+        "adv/std": float(values.std()) if values.numel() > 1 else 0.0,
+        "adv/max": float(values.max()),
+        "adv/min": float(values.min()),
+    }

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from agentgym.errors import UsageError
@@ -25,6 +25,7 @@ from agentgym.trainers.batch import Batch, Row, rows, tokenize
 from agentgym.trainers.collect import TaskOrder, collect, plan
 from agentgym.trainers.config import OptimiserSection, TrainConfig
 from agentgym.trainers.learner import Loss, Outputs
+from agentgym.trainers.refusals import refuse_idle
 from agentgym.trainers.run import Algorithm, Run
 from agentgym.trajectory import Trajectory
 
@@ -39,6 +40,13 @@ class CloningConfig(TrainConfig):
         None, ge=0, le=1, description="end as soon as an evaluation reaches this success rate"
     )
     optimiser: OptimiserSection = OptimiserSection(lr=3e-5)
+
+    @model_validator(mode="after")
+    def _acts(self) -> Self:
+        if not self.evaluation.every:
+            because = "evaluation.every is 0: the run is never evaluated"
+            refuse_idle(self, "stop_at_success", section="", because=because, hint="set evaluation.every")
+        return self
 
 
 async def train(config: CloningConfig, run: Run) -> None:

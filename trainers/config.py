@@ -6,15 +6,16 @@ numbers live in its own file.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agentgym.config import Config
 from agentgym.conversation import Layout
 from agentgym.env import Worker
 from agentgym.policies.base import Sampling
 from agentgym.rollout.engine import RolloutConfig
+from agentgym.trainers.refusals import refuse_idle
 from agentgym.wrappers.stack import EnvConfig
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -38,6 +39,13 @@ class EnvSection(Config):
     max_observation_chars: int | None = Field(None, ge=1)
     invalid_penalty: float = 0.0
     worker: Worker | None = None
+
+    @model_validator(mode="after")
+    def _acts(self) -> Self:
+        if not self.history:
+            because = "env.history is 0: no earlier turn is shown"
+            refuse_idle(self, "history_observations", section="env", because=because, hint="set env.history")
+        return self
 
     def stack(self) -> EnvConfig:
         """The environment with its wrappers."""

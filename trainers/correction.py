@@ -21,6 +21,7 @@ from torch import Tensor
 
 from agentgym.errors import ConfigError, UnknownName
 from agentgym.trainers.kl import kl_estimate
+from agentgym.trainers.refusals import refuse_idle
 
 _LARGEST_LOG_RATIO = 20.0
 
@@ -46,7 +47,7 @@ class CorrectionConfig:
 
     Raises:
         UnknownName: An unknown rule, level or measure.
-        ConfigError: Bounds that exclude the weight 1.
+        ConfigError: Bounds that exclude the weight 1, or a number that would change nothing.
     """
 
     rule: Literal["none", "truncate", "mask"] = "none"
@@ -74,6 +75,18 @@ class CorrectionConfig:
             raise ConfigError(
                 f"reject_above must be at least {agreement:g} for {self.reject!r}, got {self.reject_above}",
                 hint="that is the measure of an engine that agrees with the trainer, which must stay",
+            )
+        hint = "set correction.rule='mask'"
+        if self.rule == "none":
+            because = "rule is 'none'"
+            refuse_idle(self, "level", "low", "high", section="correction", because=because, hint=hint)
+        elif self.rule == "truncate":
+            because = "rule 'truncate' has no lower bound"
+            refuse_idle(self, "low", section="correction", because=because, hint=hint)
+        if self.reject == "none":
+            because, hint = "reject is 'none'", "set correction.reject='k3'"
+            refuse_idle(
+                self, "reject_level", "reject_above", section="correction", because=because, hint=hint
             )
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from agentgym.errors import ConfigError, UnknownName, UsageError
 from agentgym.seeding import derive
+from agentgym.trainers.refusals import refuse_idle
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class CovarianceConfig:
 
     Raises:
         UnknownName: An unknown kind.
-        ConfigError: A number that cannot be.
+        ConfigError: A number that cannot be, or would change nothing.
     """
 
     kind: Literal["clip", "kl"] = "clip"
@@ -70,6 +71,13 @@ class CovarianceConfig:
             )
         if self.coef < 0:
             raise ConfigError(f"coef must not be negative, got {self.coef}", hint="1 is usual")
+        if self.kind == "clip":
+            because, hint = "kind is 'clip', which penalises no token", "set loss.covariance.kind='kl'"
+            refuse_idle(self, "coef", section="loss.covariance", because=because, hint=hint)
+        else:
+            because = "kind is 'kl', which takes the largest covariances whatever they are"
+            hint = "set loss.covariance.kind='clip'"
+            refuse_idle(self, "low", "high", section="loss.covariance", because=because, hint=hint)
 
 
 def covariances(advantages: Tensor, logp: Tensor, mask: Tensor) -> Tensor:

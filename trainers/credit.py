@@ -62,6 +62,25 @@ def at_last_token(values: Tensor, index: Tensor) -> Tensor:
     return placed.view(index.shape)
 
 
+def at_first_token(tokens: Tensor, mask: Tensor, trajectory: Tensor, count: int) -> Tensor:
+    """What every trajectory's first sampled token has.
+
+    Args:
+        tokens: ``[B, T]``.
+        mask: ``[B, T]`` bool; true on sampled tokens.
+        trajectory: ``[B]`` integer; the trajectory of each row.
+        count: N, how many trajectories there are.
+
+    Returns:
+        ``[N]``; 0 without a token.
+    """
+    first = mask.float().argmax(1)
+    own = tokens.new_zeros(count)
+    # The last of equal places is written: in reverse order, the first row of a trajectory.
+    own[trajectory.flip(0)] = tokens.gather(1, first[:, None])[:, 0].flip(0)
+    return own
+
+
 def accumulate(rewards: Tensor, turn_trajectory: Tensor, gamma: float) -> Tensor:
     """Discounted sums from each turn to the end of its trajectory, ``sum_{k >= t} gamma^(k-t) r_k``.
 

@@ -18,8 +18,7 @@ in the band    ``-1``
 above          ``-(1 - c_s w_k alpha)``
 =============  ==========================
 
-so above the band entropy falls only where ``c_s w_k alpha > 1``; smaller values merely weaken the bonus. The
-defaults, with a phase weight that falls from 2 to 1.19, are above 1 throughout.
+so above the band entropy falls only where ``c_s w_k alpha > 1``, as by default; else the bonus weakens.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from agentgym.trainers.aggregation import Denominators, aggregate
 from agentgym.trainers.batch import Batch, Row
 from agentgym.trainers.learner import Outputs
 from agentgym.trainers.method import Here, Method, Step, Term
+from agentgym.trainers.refusals import refuse_idle
 from agentgym.trainers.schedules import epo_beta, epo_release_weight
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ class EPOSection(Config):
                 "is in such a band",
                 hint="0.5 and 1.5 are the paper's, 0 and 2 its runs'",
             )
+        if self.phase != "beta":
+            because = f"phase is {self.phase!r}, which is no beta"
+            refuse_idle(self, "k_mid", "gamma", section="epo", because=because, hint="set epo.phase='beta'")
         return self
 
 
@@ -191,9 +194,8 @@ class _Measured:
         self.rows.update(own)
         mask = batch.loss_mask.cpu() & first[:, None]
         values = entropy.detach().cpu().double()[mask]
-        self.turns.index_add_(
-            0, batch.turn.cpu()[mask], torch.stack((values, torch.ones_like(values)), dim=-1)
-        )
+        seen = torch.stack((values, torch.ones_like(values)), dim=-1)
+        self.turns.index_add_(0, batch.turn.cpu()[mask], seen)
         for i, values in enumerate(outside):
             self.band[i] += values.detach().cpu().double()[mask].sum()
 

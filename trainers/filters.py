@@ -22,16 +22,17 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from agentgym.config import Config
 from agentgym.errors import ConfigError, UsageError
 from agentgym.outcome import TruncationReason
 from agentgym.trainers.batch import Row
+from agentgym.trainers.refusals import refuse_idle
 from agentgym.trajectory import Trajectory
 
 # Replacement characters; controls but tab, line feed, carriage return; surrogates; private use; and the
@@ -56,6 +57,14 @@ class FilterSection(Config):
     ngram: int = Field(20, ge=1, description="tokens in a row that repetition is looked for in")
     repeats: int = Field(10, ge=2, description="occurrences that make a completion repetitive")
     groups: float = Field(0.75, gt=0, le=1, description="share of groups kept, by reward spread; 1: all")
+
+    @model_validator(mode="after")
+    def _acts(self) -> Self:
+        for name, own in {"incomplete": ("truncations",), "repetitive": ("ngram", "repeats")}.items():
+            if not getattr(self, name):
+                because = f"filters.{name} is false"
+                refuse_idle(self, *own, section="filters", because=because, hint=f"set filters.{name}=true")
+        return self
 
 
 class FilteredRows(NamedTuple):

@@ -21,11 +21,11 @@ from torch import Tensor
 from agentgym.errors import ConfigError
 from agentgym.rollout.engine import RolloutEngine
 from agentgym.trainers import advantages as estimators
-from agentgym.trainers.batch import Batch, Row
+from agentgym.trainers.batch import Row
 from agentgym.trainers.collect import Collection, TaskOrder, collect, environment_metrics, plan
 from agentgym.trainers.config import TrainConfig
 from agentgym.trainers.correction import CorrectionConfig
-from agentgym.trainers.credit import at_last_token, broadcast, token_index
+from agentgym.trainers.credit import at_first_token, at_last_token, broadcast, token_index
 from agentgym.trainers.epo import EPO, EPOSection
 from agentgym.trainers.filters import (
     FilterSection,
@@ -41,6 +41,7 @@ from agentgym.trainers.leave_one_out import loop
 from agentgym.trainers.method import Method, Step, refuse_conflicts
 from agentgym.trainers.policy_loss import PolicyLossConfig
 from agentgym.trainers.ppo import PPO, PPOSection
+from agentgym.trainers.refusals import refuse_idle
 from agentgym.trainers.reward_shaping import OverlongSection, kl_penalised, soft_overlong_penalty
 from agentgym.trainers.run import Algorithm, Run
 from agentgym.trainers.spear import Spear, SpearSection
@@ -106,6 +107,17 @@ class PolicyGradientConfig(TrainConfig):
             )
         if self.group_size == 1:
             refuse_groups_of_one(self.filters, all_equal_go=self.filter_groups)
+        if self.loss.ratio == "trajectory" and self.rollout.layout == "turn":
+            raise ConfigError(
+                "loss.ratio 'trajectory' is that of a row, and rollout.layout 'turn' makes a row a turn",
+                hint="set loss.ratio='turn', or rollout.layout='chat'",
+            )
+        if not self.filter_groups:
+            because = "groups are replaced with filter_groups alone"
+            refuse_idle(self, "filter_rounds", section="", because=because, hint="set filter_groups=true")
+        if not self.loss.kl_coef and not self.kl_in_reward:
+            because = "there is no reference to diverge from: loss.kl_coef is 0"
+            refuse_idle(self.loss, "kl", section="loss", because=because, hint="set loss.kl_coef")
         refuse_conflicts(METHODS, self)
         return self
 
@@ -227,11 +239,11 @@ def learn(
     for method in methods:
         tokens = method.advantages(step, tokens)
     if tokens is not base:
-        own = first_tokens(tokens, step.whole, len(own))
+        own = at_first_token(tokens, step.whole.loss_mask, step.whole.trajectory, len(own))
     for trajectory, value in zip(collection.trajectories, own.tolist(), strict=True):
         if trajectory.valid:
             run.journal.train(number, trajectory.id, {"advantage": value})
-    metrics |= _spread("adv", tokens[step.whole.loss_mask])
+    metrics |= estimators.advantage_metrics(tokens[step.whole.loss_mask])
     for method in methods:
         method.before(step, tokens)
     if step.rows:
@@ -269,31 +281,12 @@ def advantages(config: PolicyGradientConfig, step: Step) -> tuple[Tensor, Tensor
         if step.divergence is not None:
             token_rewards = kl_penalised(token_rewards, step.divergence, whole.loss_mask, config.kl_in_reward)
         tokens = estimators.reinforce_plus_plus(token_rewards, whole.loss_mask, whole.trajectory)
-        return first_tokens(tokens, whole, len(rewards)), tokens
+        return at_first_token(tokens, whole.loss_mask, whole.trajectory, len(rewards)), tokens
     if config.estimator == "reinforce++-baseline":
         own = estimators.reinforce_plus_plus_baseline(rewards, groups, collection.sampled, valid)
     else:
         own = _OF_GROUPS[config.estimator](rewards, groups, valid)
     return own, broadcast(own, index)
-
-
-def first_tokens(tokens: Tensor, whole: Batch, count: int) -> Tensor:
-    """``[N]``: the value of each trajectory's first sampled token in ``[B, T-1]``; 0 without one."""
-    first = whole.loss_mask.float().argmax(1)
-    own = tokens.new_zeros(count)
-    own[whole.trajectory.flip(0)] = tokens.gather(1, first[:, None])[:, 0].flip(0)
-    return own
-
-
-def _spread(name: str, values: Tensor) -> dict[str, float]:
-    if not values.numel():
-        return {}
-    return {
-        f"{name}/mean": float(values.mean()),
-        f"{name}/std": float(values.std()) if values.numel() > 1 else 0.0,
-        f"{name}/max": float(values.max()),
-        f"{name}/min": float(values.min()),
-    }
 
 
 POLICY_GRADIENT = Algorithm(PolicyGradientConfig, train)

@@ -34,6 +34,7 @@ from agentgym.errors import ConfigError, UnknownName, UsageError
 from agentgym.trainers.aggregation import AggregationMode, Denominators, aggregate, check_aggregation
 from agentgym.trainers.covariance import CovarianceConfig
 from agentgym.trainers.kl import KL_ESTIMATORS, KLEstimator, kl_estimate
+from agentgym.trainers.refusals import refuse_idle
 
 _LARGEST_LOG_RATIO = 20.0
 _RATIOS = ("token", "sequence", "turn", "trajectory")
@@ -53,16 +54,16 @@ class PolicyLossConfig:
         clip_high: The ratio is clipped above ``1 + clip_high``; more than ``clip_low`` is clip-higher.
         clip_space: ``linear``, or ``log``: the lower bound is ``1 / (1 + clip_low)``, so that equal numbers
             bound the log-ratio symmetrically.
-        clip_dual: For A < 0 the loss is at most ``-A * clip_dual``; ``None`` for no bound. Above 1.
+        clip_dual: For A < 0 the loss is at most ``-A * clip_dual``; ``None`` or 0 for no bound, else above 1.
         aggregation: How token losses become one number.
-        length_norm: The fixed factor of ``seq-mean-token-sum-norm``, in tokens.
+        length_norm: The fixed factor of ``seq-mean-token-sum-norm``, in tokens; ``None`` or 0 for none.
         kl: Estimator of the KL term.
         kl_coef: Coefficient of the KL term; 0 leaves it out of loss and gradient.
         entropy_coef: Coefficient of the entropy bonus; 0 leaves it out of loss and gradient.
         covariance: What is done with the tokens ``selected``; ``None``: nothing is selected.
 
     Raises:
-        ConfigError: A number that cannot be.
+        ConfigError: A number that cannot be, or would change nothing.
         UnknownName: An unknown objective, ratio, clip space, aggregation mode or estimator.
     """
 
@@ -86,6 +87,9 @@ class PolicyLossConfig:
         return low, 1 + self.clip_high
 
     def __post_init__(self) -> None:
+        for name in ("clip_dual", "length_norm"):
+            if getattr(self, name) == 0:  # how a preset's is taken back: TOML has no null
+                object.__setattr__(self, name, None)
         if self.objective not in ("clip", "cispo"):
             raise UnknownName("policy objective", self.objective, ("clip", "cispo"))
         if self.ratio not in _RATIOS:
@@ -113,8 +117,22 @@ class PolicyLossConfig:
         if self.clip_dual is not None and self.covariance is not None and self.covariance.kind == "clip":
             raise ConfigError(
                 f"clip-cov has no dual clip, but clip_dual is {self.clip_dual}",
-                hint="leave out clip_dual, or covariance",
+                hint="set clip_dual=0, or leave out covariance",
             )
+        if self.covariance is not None and self.covariance.kind == "clip" and self.ratio != "token":
+            raise ConfigError(
+                "clip-cov passes over tokens that are clipped already, judged by token ratios, and the loss "
+                f"clips those of ratio {self.ratio!r}",
+                hint="set ratio='token', take covariance.kind='kl', or select nothing: leave out covariance, "
+                "and in a replay spear.covariance_fraction=0",
+            )
+        if self.objective == "cispo":
+            because, hint = "objective 'cispo' bounds the ratio itself", "set loss.objective='clip'"
+            refuse_idle(self, "clip_dual", section="loss", because=because, hint=hint, off=0)
+        if self.aggregation != "seq-mean-token-sum-norm":
+            because = f"aggregation {self.aggregation!r} divides by no fixed length"
+            hint = "set loss.aggregation='seq-mean-token-sum-norm'"
+            refuse_idle(self, "length_norm", section="loss", because=because, hint=hint, off=0)
 
 
 class PolicyLoss(NamedTuple):

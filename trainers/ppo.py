@@ -36,6 +36,7 @@ from agentgym.trainers.config import OptimiserSection
 from agentgym.trainers.credit import at_last_token
 from agentgym.trainers.learner import Learner, Outputs
 from agentgym.trainers.method import Here, Method, Step, Term
+from agentgym.trainers.refusals import refuse_idle
 from agentgym.trainers.reward_shaping import kl_penalised
 from agentgym.trainers.update import over_updates, split
 from agentgym.trainers.value_loss import value_loss
@@ -124,6 +125,18 @@ class PPO(Method):
                 f"ppo.critic_warmup is {section.critic_warmup}, but a shared critic moves the policy's trunk",
                 hint="set critic_warmup=0, or critic='separate'",
             )
+        if section.critic == "shared":
+            refuse_idle(
+                section.optimiser, *OptimiserSection.model_fields,
+                section="ppo.optimiser", because="a shared critic moves with the policy's optimiser",
+                hint="set optimiser.*, for both, or ppo.critic='separate'",
+            )  # fmt: skip
+        else:
+            refuse_idle(
+                section, "value_coef",
+                section="ppo", because="a separate critic's loss is no part of the policy's",
+                hint="set ppo.critic='shared'",
+            )  # fmt: skip
         ours = section.optimiser.micro_batch_tokens
         if ours not in (config.optimiser.micro_batch_tokens, CriticOptimiser().micro_batch_tokens):
             raise ConfigError(

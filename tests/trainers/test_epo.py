@@ -489,7 +489,8 @@ def test_e14_micro_batches_change_nothing(learn: Make, groups: list[Trajectory],
 def test_the_term_is_aggregated_as_the_policy_loss_is(
     settings: Make, groups: list[Trajectory], aggregation: str
 ) -> None:
-    alone = Alone(settings, groups, f"loss.aggregation={aggregation}", "loss.length_norm=7").history([1, 1])
+    norm = ["loss.length_norm=7"] if aggregation.endswith("norm") else []
+    alone = Alone(settings, groups, f"loss.aggregation={aggregation}", *norm).history([1, 1])
     entropies = alone.of_turns(0.1, 2.0, 0.9)
     lengths = Denominators.of(alone.mask.sum(1), length_norm=7)
     step = Step(0, alone.collection, alone.whole, alone.collection.rewards, alone.collection.rows)
@@ -607,3 +608,17 @@ def test_the_presets_differ_in_the_entropy_term_alone() -> None:
     assert epo.pop("epo")["coef"] == plain["loss"]["entropy_coef"] == 0.001
     plain["loss"]["entropy_coef"] = 0.0
     assert ppo.pop("epo") is None is plain.pop("epo") and ppo == plain == epo
+
+
+def test_replays_of_spear_have_no_part_of_it(learn: Callable[..., Learned], groups: list[Trajectory]) -> None:
+    """Its means are over what the present policy sampled, and a replay is a choice of earlier rows."""
+    still = (
+        "optimiser.lr=1e-30", "spear.buffer_size=2", "spear.warmup=0", "spear.trigger=0.1",
+        "spear.minibatches=2",
+    )  # fmt: skip
+    alone, beside = learn(groups, *still), learn(groups, *still, "epo.coef=0.1")
+    assert [m["sil/updates"] for m in beside.metrics] == [0, 2]
+    assert len(beside.gradients) == 4
+    assert not any(same([x], [y]) for x, y in zip(beside.gradients[:2], alone.gradients[:2], strict=True))
+    assert same(beside.gradients[2:], alone.gradients[2:])
+    assert beside.history["whole"][1] == 2

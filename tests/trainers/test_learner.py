@@ -25,7 +25,8 @@ def uneven(make_trajectory: Make) -> list[Any]:
 
 
 def surrogate(chosen: list[Any], mode: str) -> Any:
-    config = PolicyLossConfig(aggregation=mode, length_norm=16.0, kl_coef=0.1, entropy_coef=0.01)
+    norm = 16.0 if mode == "seq-mean-token-sum-norm" else None
+    config = PolicyLossConfig(aggregation=mode, length_norm=norm, kl_coef=0.1, entropy_coef=0.01)
     denominators = Denominators.of(torch.tensor([row.sampled for row in chosen]), length_norm=16.0)
 
     def loss(batch: Any, outputs: Any) -> Any:

@@ -191,9 +191,10 @@ def test_s13_the_group_filter_drops_whole_groups(
 def test_covariance_selects_in_every_minibatch(
     with_run: Make, groups: list[Trajectory], tmp_path: Path, kind: str
 ) -> None:
-    settings = (f"loss.covariance.kind={kind}", "loss.covariance.fraction=0.3", "loss.covariance.low=0.0")
+    own = {"clip": "loss.covariance.low=0.0", "kl": "loss.covariance.coef=5.0"}[kind]
+    settings = (f"loss.covariance.kind={kind}", "loss.covariance.fraction=0.3", own)
     metrics, before, after = learned(
-        with_run, tmp_path / "a", [groups], *settings, "minibatches=2", "epochs=2", "loss.covariance.coef=5.0"
+        with_run, tmp_path / "a", [groups], *settings, "minibatches=2", "epochs=2"
     )
     _, _, plain = learned(with_run, tmp_path / "b", [groups], "minibatches=2", "epochs=2")
     assert 0 < metrics["cov_masked_frac"] <= 0.5

@@ -33,8 +33,8 @@ from .test_resume import Interrupted, Stop, resume, state
 
 Make = Callable[..., Any]
 LAYOUTS = [((3, 2),), ((20, 6), (9, 3)), ((5, 0),), ((8, 1), (4, 4), (4, 1)), ((30, 12),), ((2, 3),)]
-QUICK = ("optimiser.lr=1e-3", "ppo.optimiser.lr=1e-3", "minibatches=1")
-CRITICS = ("ppo.critic=separate", "ppo.critic=shared")
+QUICK = ("optimiser.lr=1e-3", "minibatches=1")
+SEPARATE, SHARED = CRITICS = ("ppo.critic=separate", "ppo.critic=shared")
 
 
 @pytest.fixture
@@ -99,6 +99,11 @@ def of_critic(with_run: Make, folder: Path, step: Step, values: Sequence[float],
     return with_run(folder, "ppo", use, "ppo.whiten=false", *overrides)
 
 
+def quick(overrides: Sequence[str]) -> tuple[str, ...]:
+    """``overrides`` over rates at which little data is enough; a shared critic has none of its own."""
+    return (*QUICK, *(() if SHARED in overrides else ("ppo.optimiser.lr=1e-3",)), *overrides)
+
+
 def updated(
     with_run: Make, folder: Path, batches: Sequence[Sequence[Trajectory]], *overrides: str
 ) -> dict[str, Any]:
@@ -123,7 +128,7 @@ def updated(
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         return {"metrics": metrics, "moved": moved, "after": after, "before": before}
 
-    return with_run(folder, "ppo", use, *QUICK, *overrides)
+    return with_run(folder, "ppo", use, *quick(overrides))
 
 
 def finite(metrics: dict[str, float]) -> bool:
@@ -315,8 +320,8 @@ def test_the_critic_learns_a_constant_return(
 ) -> None:
     alike = [make_trajectory(f"e{i}", group=i, reward=0.8, lengths=LAYOUTS[i]) for i in (0, 1, 3)]
     found = updated(
-        with_run, tmp_path / "r", [alike] * 40, critic,
-        "ppo.value_coef=1", "ppo.whiten=false", "ppo.optimiser.lr=3e-3", "optimiser.lr=3e-3",
+        with_run, tmp_path / "r", [alike] * 40, critic, "ppo.whiten=false", "optimiser.lr=3e-3",
+        "ppo.value_coef=1" if critic == SHARED else "ppo.optimiser.lr=3e-3",
     )  # fmt: skip
     metrics = found["metrics"]
     assert metrics[0]["value/mean"] == 0 and metrics[0]["loss/value"] == pytest.approx(0.32)
@@ -418,7 +423,9 @@ def test_no_split_changes_a_gradient(
                    epochs=1, minibatches=1)  # fmt: skip
         return found
 
-    whole, *others = with_run(tmp_path / "r", "ppo", use, critic, "ppo.value_coef=0.7")
+    whole, *others = with_run(
+        tmp_path / "r", "ppo", use, critic, *(["ppo.value_coef=0.7"] if critic == SHARED else [])
+    )
     largest = max(float(g.abs().max()) for g in whole.values())
     assert largest > 0 and any("value_head" in name for name in whole) and len(whole) > 2
     for other in others:
@@ -463,9 +470,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     train: Make, tmp_path: Path, critic: tuple[str, ...]
 ) -> None:
     overrides = (
-        *QUICK, *critic, "steps=4", "groups=4", "minibatches=2", "env.kwargs.turns=2", "checkpoint_every=1",
+        *quick(critic), "steps=4", "groups=4", "minibatches=2", "env.kwargs.turns=2", "checkpoint_every=1",
         "env.invalid_penalty=0.1", "env.parser=tags", "model.lora.rank=2", "model.lora.dropout=0.1",
-        "ppo.optimiser.schedule=linear",
+        *(["ppo.optimiser.schedule=linear"] if SEPARATE in critic else []),
     )  # fmt: skip
     train(tmp_path / "whole", "ppo", *overrides)
     with pytest.raises(Interrupted):
