@@ -54,15 +54,6 @@ class GiGPOSection(Config):
     )
 
 
-def anchor_keys(trajectories: Sequence[Trajectory]) -> list[str]:
-    """The state every turn acted in, ``[U]``: a hash of the observation's text and images, in their order.
-
-    The history that `agentgym.wrappers.observations.ObservationHistory` puts in front is left out: with it
-    hardly two turns would ever stand in the same state.
-    """
-    return [_key(turn) for trajectory in trajectories for turn in trajectory.turns]
-
-
 def similarity_clusters(texts: Sequence[str], threshold: float) -> list[int]:
     """Clusters of texts that are alike, counted from 0; texts of ONE group.
 
@@ -98,6 +89,10 @@ def similarity_clusters(texts: Sequence[str], threshold: float) -> list[int]:
 
 def anchor_clusters(trajectories: Sequence[Trajectory], similarity: float | None = None) -> Tensor:
     """The anchor cluster of every unit; two groups never share one.
+
+    What is compared is the observation's text and images, in their order, without the history that
+    `agentgym.wrappers.observations.ObservationHistory` puts in front: with it hardly two turns would ever
+    stand in the same state.
 
     Args:
         trajectories: The collection's.

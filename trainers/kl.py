@@ -17,13 +17,12 @@ estimate overflow. A penalty stands either in the reward (`agentgym.trainers.rew
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from agentgym.errors import ConfigError, UnknownName
+from agentgym.errors import UnknownName
 
 KLEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+", "abs+"]
 KL_ESTIMATORS: tuple[KLEstimator, ...] = get_args(KLEstimator)
@@ -66,31 +65,3 @@ def _value(d: Tensor, estimator: str) -> Tensor:
     bounded = d.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
     # expm1 keeps k3 >= 0 near d = 0, where exp(-d) - 1 + d cancels.
     return (torch.expm1(-bounded) + bounded).clamp(max=_LARGEST_K3)
-
-
-@dataclass(slots=True)
-class AdaptiveKL:
-    """A KL coefficient that steers towards a target (Ziegler et al. 2019, 2.2).
-
-    Attributes:
-        coef: The current coefficient; save and restore it with a checkpoint.
-        target: The divergence to hold, in nats a token.
-        horizon: Trajectories over which a full correction of 20 % is made.
-    """
-
-    coef: float
-    target: float
-    horizon: float
-
-    def __post_init__(self) -> None:
-        if self.coef <= 0 or self.target <= 0 or self.horizon <= 0:
-            raise ConfigError(
-                f"coef, target and horizon of an adaptive KL must be positive: {self}",
-                hint="a fixed coefficient needs no controller: pass the number itself",
-            )
-
-    def update(self, kl: float, trajectories: int) -> float:
-        """Move the coefficient after ``trajectories`` were seen at a mean divergence ``kl``; return it."""
-        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.coef *= 1.0 + error * trajectories / self.horizon
-        return self.coef

@@ -58,7 +58,7 @@ def kl_penalised(token_rewards: Tensor, divergence: Tensor, mask: Tensor, coef: 
         token_rewards: ``[B, T]``.
         divergence: ``[B, T]``; from `agentgym.trainers.kl.kl_estimate`, usually k1.
         mask: ``[B, T]`` bool; true on sampled tokens.
-        coef: beta; of `agentgym.trainers.kl.AdaptiveKL`, or fixed.
+        coef: beta.
 
     Returns:
         ``[B, T]``, detached; ``token_rewards`` where nothing was sampled.

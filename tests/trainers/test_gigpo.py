@@ -24,7 +24,6 @@ from agentgym.trainers.gigpo import (
     GiGPO,
     GiGPOSection,
     anchor_clusters,
-    anchor_keys,
     anchor_metrics,
     similarity_clusters,
     step_advantages,
@@ -198,9 +197,8 @@ def test_keys_are_exact_in_text_images_and_order():
         (ImagePart(b"ab"),),
         (),
     ]
-    keys = anchor_keys(
-        [play("1", contents, [0.0] * len(contents)), play("2", contents, [0.0] * len(contents))]
-    )
+    both = [play("1", contents, [0.0] * len(contents)), play("2", contents, [0.0] * len(contents))]
+    keys = anchor_clusters(both).tolist()
     assert len(set(keys)) == len(contents)
     assert keys[: len(contents)] == keys[len(contents) :]
 
@@ -219,9 +217,10 @@ def test_the_history_that_a_wrapper_shows_is_no_part_of_the_state(window, observ
     bare = texts(EchoEnv(turns=3))
     shown = texts(ObservationHistory(EchoEnv(turns=3), window, observations))
     assert shown[1:] != bare[1:]
-    assert anchor_keys([play("1", bare, [0.0] * 3)]) == anchor_keys([play("2", shown, [0.0] * 3)])
-    both = anchor_clusters([play("1", bare, [0.0] * 3), play("2", shown, [0.0] * 3)], 0.99).tolist()
-    assert both[:3] == both[3:]
+    pair = [play("1", bare, [0.0] * 3), play("2", shown, [0.0] * 3)]
+    for similarity in (None, 0.99):
+        both = anchor_clusters(pair, similarity).tolist()
+        assert both[:3] == both[3:]
 
 
 def test_similar_texts_join_and_order_and_repetition_do_not_matter():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agentgym.errors import ConfigError, UnknownName
-from agentgym.trainers.kl import KL_ESTIMATORS, AdaptiveKL, kl_estimate
+from agentgym.errors import UnknownName
+from agentgym.trainers.kl import KL_ESTIMATORS, kl_estimate
 
 
 @pytest.mark.parametrize(
@@ -50,16 +50,3 @@ def test_the_reference_never_receives_a_gradient():
 def test_an_unknown_estimator_names_the_near_ones():
     with pytest.raises(UnknownName, match="k3"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k33")  # type: ignore[arg-type]
-
-
-def test_the_adaptive_coefficient_steers_towards_its_target():
-    kl = AdaptiveKL(coef=0.1, target=0.05, horizon=100)
-    assert kl.update(0.05, 10) == pytest.approx(0.1)
-    assert kl.update(0.5, 10) == pytest.approx(0.1 * 1.02)
-    assert kl.update(0.0, 10) == pytest.approx(0.1 * 1.02 * 0.98)
-    assert kl.update(0.055, 10) == pytest.approx(0.1 * 1.02 * 0.98 * 1.01)
-
-
-def test_an_adaptive_coefficient_of_zero_could_never_move():
-    with pytest.raises(ConfigError, match="must be positive"):
-        AdaptiveKL(coef=0.0, target=0.05, horizon=100)
