@@ -6,6 +6,7 @@ is saved with a run reproduces it, with keys and tokens blanked out.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -136,7 +137,10 @@ def save(config: Config, path: Path) -> None:
 
         raise MissingDependency("tomli-w", "train") from error
     data = redact(config.model_dump(mode="json", exclude_none=True))
-    path.write_text(tomli_w.dumps(data), encoding="utf-8")
+    # Whole or not at all, whenever the process dies.
+    building = path.with_name(f".{path.name}.building")
+    building.write_text(tomli_w.dumps(data), encoding="utf-8")
+    os.replace(building, path)
 
 
 def _fields(cls: type | None) -> dict[str, Any] | None:

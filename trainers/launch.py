@@ -88,14 +88,7 @@ def reopen(folder: Path, overrides: Sequence[str] = ()) -> tuple[Algorithm, Trai
     Raises:
         UsageError: The folder holds no run, a secret is missing, or an override is of something else.
     """
-    path = folder / "config.toml"
-    if not path.exists():
-        evaluated = (folder / FILE).exists() and header(folder).get("kind") == "eval"
-        raise UsageError(
-            f"{folder} holds no run to resume",
-            hint=f"agentgym eval --resume {folder}" if evaluated else "name the folder that --out created",
-        )
-    saved = configuration.read_toml(path)
+    saved = _saved(folder)
     algorithm = plugins.find("algorithms", saved["algorithm"], ALGORITHMS, "algorithm")
     masked, given = set(_masked(saved)), {text.partition("=")[0].strip() for text in overrides}
     if strange := sorted(given - masked):
@@ -108,6 +101,28 @@ def reopen(folder: Path, overrides: Sequence[str] = ()) -> tuple[Algorithm, Trai
             f"{missing[0]} is a secret and was not saved with the run", hint=f"add {missing[0]}=…"
         )
     return algorithm, configuration.load(algorithm.config, [saved], overrides)
+
+
+def _saved(folder: Path) -> Mapping[str, Any]:
+    """The config of a run's folder; that of its journal if the run died before it wrote the file."""
+    path = folder / "config.toml"
+    if path.exists():
+        return configuration.read_toml(path)
+    begun = header(folder) if (folder / FILE).exists() else {}
+    if begun.get("kind") == "train":
+        return _without_none(begun["config"])
+    raise UsageError(
+        f"{folder} holds no run to resume",
+        hint=f"agentgym eval --resume {folder}" if begun else "name the folder that --out created",
+    )
+
+
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }
 
 
 def _masked(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -20,7 +20,7 @@ import torch
 import agentgym
 from agentgym import config as configuration
 from agentgym.errors import UsageError
-from agentgym.journal import Journal, load
+from agentgym.journal import FILE, Journal, load
 from agentgym.policies import models
 from agentgym.policies.base import Policy
 from agentgym.policies.transformers import TransformersPolicy
@@ -125,7 +125,7 @@ class Run:
     def _start(self, opening: ExitStack) -> None:
         config, folder = self.config, self.folder
         exists = (folder / "config.toml").exists()
-        if self._resume and not exists:
+        if self._resume and not (exists or (folder / FILE).exists()):
             raise UsageError(f"{folder} holds no run to resume", hint="name the folder that --out created")
         if exists and not self._resume:
             raise UsageError(
@@ -153,6 +153,7 @@ class Run:
         else:
             self.journal = opening.enter_context(Journal.create(folder, header))
             self.restored = {}
+        if not exists:
             configuration.save(config, folder / "config.toml")
         self.progress.phase(f"loading {config.model.name}")
         torch.manual_seed(config.seed)

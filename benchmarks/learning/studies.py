@@ -155,7 +155,7 @@ def _train(arguments: Sequence[str], out: Path, tell: Callable[[str], None]) -> 
     if (out / "model" / "config.json").exists():
         return ""
     out.parent.mkdir(parents=True, exist_ok=True)
-    begun = (out / "config.toml").exists()
+    begun = (out / "journal.agj").exists()
     command = ["train", "--resume", str(out)] if begun else ["train", *arguments, "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     started = time.perf_counter()

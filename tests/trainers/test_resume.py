@@ -222,6 +222,21 @@ def test_kill_9_loses_no_finished_turn(
     assert state(folder) == uninterrupted
 
 
+def test_a_run_that_died_before_its_config_was_written_goes_on(
+    train: Train, uninterrupted: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder, told = tmp_path / "killed", tmp_path / "told"
+    child = start(told, *command(tiny_model, folder, *RUN, "rollout.deterministic=true"))
+    wait_for(told, 5, child)
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    whole = (folder / "config.toml").read_bytes()
+    (folder / "config.toml").unlink()
+    resume(folder)
+    assert (folder / "config.toml").read_bytes() == whole
+    assert state(folder) == uninterrupted
+
+
 def test_ctrl_c_leaves_a_whole_journal_and_says_how_to_go_on(tiny_model: Path, tmp_path: Path) -> None:
     folder, told = tmp_path / "r", tmp_path / "told"
     child = start(told, *command(tiny_model, folder, "steps=100000", "groups=2", "group_size=2"))
