@@ -72,6 +72,7 @@ class PocketConfig(cloning.CloningConfig):
     attention_heads: int = Field(4, ge=1)
     vocabulary: int = Field(2048, ge=300, description="tokens at most; all 256 bytes are among them")
     tied: bool = Field(False, description="one matrix for reading and for writing tokens")
+    initial_std: float = Field(0.02, gt=0, description="of random weights; hidden ** -0.5 copies sooner")
     context: int = Field(1024, ge=16, description="tokens of the longest prompt and completion")
     spaces_apart: bool = Field(
         False, description="a word is the same token after a space and after a quote: longer, easier to copy"
@@ -205,6 +206,7 @@ def build(config: PocketConfig, texts: Iterable[str], folder: Path) -> None:
         num_attention_heads=config.attention_heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=config.tied,
+        initializer_range=config.initial_std,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -279,8 +281,8 @@ def _key(config: PocketConfig) -> str:
     """Names everything that the untrained model follows from."""
     versions = {name: importlib.metadata.version(name) for name in ("tokenizers", "transformers", "torch")}
     fields = config.model_dump(mode="json", include={
-        "env", "seed", "hidden", "layers", "attention_heads", "vocabulary", "tied", "context", "spaces_apart",
-        "random_share", "tokenizer_episodes",
+        "env", "seed", "hidden", "layers", "attention_heads", "vocabulary", "tied", "initial_std", "context",
+        "spaces_apart", "random_share", "tokenizer_episodes",
     })  # fmt: skip
     # A corpus that is written anew under its old name is another one.
     files = {
