@@ -94,12 +94,15 @@ def test_every_study_resolves_and_its_arms_share_what_they_are_compared_on(learn
     for study in found.values():
         assert len(study.seeds) >= 5 and study.pairs
         launch.resolve("pocket", overrides=[*study.start])
+        shared: list[Any] = []
         for arm in study.arms.values():
             _, config = launch.resolve(
                 arm.preset, overrides=["model=tiny", *study.settings, *arm.settings], added=arm.added
             )
             assert config.evaluation.every and config.steps // config.evaluation.every >= 3
-            assert not [s for s in arm.settings if s.startswith(("env", "steps", "groups", "evaluation"))]
+            episodes = config.steps * config.groups * config.group_size
+            shared.append((config.env, config.steps, episodes, config.evaluation, config.optimiser.lr))
+        assert all(one == shared[0] for one in shared)
 
 
 TINY = """
