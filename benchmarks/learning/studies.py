@@ -14,9 +14,8 @@ import time
 import tomllib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -51,6 +50,7 @@ class Study:
         settings: Of every arm.
         arms: By name.
         pairs: ``(arm, base)``: what is compared.
+        facts: Of the world of `facts.write`, for SearchQA; empty: none.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Study:
     settings: tuple[str, ...]
     arms: dict[str, Arm]
     pairs: tuple[tuple[str, str], ...]
+    facts: dict[str, int]
 
 
 def studies(folder: Path = HERE) -> dict[str, Study]:
@@ -92,6 +93,7 @@ def read(path: Path) -> Study:
         tuple(table["settings"]),
         arms,
         pairs,
+        table.get("facts", {}),
     )
 
 
@@ -118,7 +120,7 @@ def run(
         By arm and seed why a run failed; its log lies beside its folder.
     """
     folder = root / study.name
-    prepare(study)
+    study = prepare(study, folder)
     start = folder / "start"
     own = [setting.removeprefix("start.") for setting in extra if setting.startswith("start.")]
     if problem := _train(["pocket", *study.start, *own], start, tell):
@@ -140,14 +142,16 @@ def run(
     return failed
 
 
-def prepare(study: Study) -> None:
-    """Write the files that a study's environment reads, if it has a generator."""
-    for setting in (*study.start, *study.settings):
-        key, _, value = setting.partition("=")
-        if key == "env.kwargs.corpus":
-            import facts
+def prepare(study: Study, folder: Path) -> Study:
+    """Write the files that a study's environment reads, and name them in its settings."""
+    if not study.facts:
+        return study
+    import facts
 
-            facts.write(Path(value.strip("'\"")).parent)
+    place = (folder / "facts").resolve()
+    facts.write(place, **study.facts)
+    files = tuple(f'env.kwargs.{name}="{place / name}.jsonl"' for name in ("questions", "corpus"))
+    return replace(study, start=(*study.start, *files), settings=(*study.settings, *files))
 
 
 def _train(arguments: Sequence[str], out: Path, tell: Callable[[str], None]) -> str:
@@ -192,8 +196,3 @@ def results(study: Study, root: Path) -> dict[str, dict[int, list[tuple[int, flo
         }
         for arm in study.arms
     }
-
-
-def settings_of(study: Study) -> dict[str, Any]:
-    """What a reader needs to repeat it."""
-    return {"start": study.start, "settings": study.settings, "arms": study.arms}
