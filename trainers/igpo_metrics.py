@@ -104,8 +104,9 @@ def tool_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """
     calls = errors = 0
     for trajectory in trajectories:
+        # One more than turns where the context was full before the first.
         read = [*(turn.observation for turn in trajectory.turns[1:]), trajectory.final_observation]
-        for turn, result in zip(trajectory.turns, read, strict=True) if trajectory.valid else ():
+        for turn, result in zip(trajectory.turns, read, strict=False) if trajectory.valid else ():
             if count := _calls(turn.action):
                 pattern = _ERROR if count == 1 else _ERRORS
                 calls += count

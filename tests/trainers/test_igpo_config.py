@@ -155,6 +155,16 @@ def test_errors_of_tools_are_counted_call_by_call(make_trajectory: Make) -> None
     assert tool_metrics([make_trajectory("d"), lost]) == {} == tool_metrics([])
 
 
+def test_a_prompt_that_was_too_long_for_a_turn_has_no_calls(make_trajectory: Make) -> None:
+    """The episode is valid, and ended before its first turn."""
+    unread = make_trajectory("a", lengths=(), outcome=Outcome.truncated("context"))
+    unread.final_observation = (TextPart("Error: is how the question begins"),)
+    assert unread.valid and not unread.turns
+    assert tool_metrics([unread]) == {}
+    spoken = called(make_trajectory("b"), (1, "Error: there is no tool 'look'"))
+    assert tool_metrics([unread, spoken]) == {"env/tool_error_frac": 1.0}
+
+
 def test_errors_of_searchqa_are_logged(tiny_model: Path, tmp_path: Path, questions: list[str]) -> None:
     """The words by which errors are told apart are those of the family's own tools."""
     from agentgym import make
