@@ -18,7 +18,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -287,11 +287,19 @@ def _key(config: PocketConfig) -> str:
     # A corpus that is written anew under its old name is another one.
     files = {
         name: hashlib.sha256(Path(value).read_bytes()).hexdigest()
-        for name, value in config.env.kwargs.items()
+        for name, value in _leaves(config.env.kwargs)
         if isinstance(value, str) and os.path.isfile(value)
     }
     text = json.dumps([1, versions, fields, files, config.rollout.system, TEMPLATE], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 POCKET = Algorithm(PocketConfig, train, prepare)

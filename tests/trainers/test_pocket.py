@@ -166,6 +166,16 @@ def test_a_corpus_written_anew_is_another_one(tmp_path: Path) -> None:
     assert names[0] == names[2] != names[1]
 
 
+def test_questions_written_anew_are_others_where_each_split_has_its_file(tmp_path: Path) -> None:
+    questions = tmp_path / "train.jsonl"
+    settings = ["env=agentgym/SearchQA-v0", f'env.kwargs.questions={{train="{questions}"}}']
+    names = []
+    for text in ("one", "other", "one"):
+        questions.write_text(text)
+        names.append(pocket._key(config(env=settings)))
+    assert names[0] == names[2] != names[1]
+
+
 def test_what_a_killed_build_left_does_no_harm(cache: Path, builds: list[Path]) -> None:
     key = pocket._key(config())
     building, lock = cache / f".{key}.building", cache / f".{key}.lock"
