@@ -18,7 +18,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -285,21 +285,15 @@ def _key(config: PocketConfig) -> str:
         "spaces_apart", "random_share", "tokenizer_episodes",
     })  # fmt: skip
     # A corpus that is written anew under its old name is another one.
+    given = config.env.kwargs
+    inner = {f"{n}.{k}": v for n, t in given.items() if isinstance(t, Mapping) for k, v in t.items()}
     files = {
         name: hashlib.sha256(Path(value).read_bytes()).hexdigest()
-        for name, value in _leaves(config.env.kwargs)
+        for name, value in {**given, **inner}.items()
         if isinstance(value, str) and os.path.isfile(value)
     }
     text = json.dumps([1, versions, fields, files, config.rollout.system, TEMPLATE], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 POCKET = Algorithm(PocketConfig, train, prepare)
