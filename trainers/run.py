@@ -19,6 +19,7 @@ import torch
 
 import agentgym
 from agentgym import config as configuration
+from agentgym import journal
 from agentgym.errors import UsageError
 from agentgym.journal import FILE, Journal, load
 from agentgym.policies import models
@@ -125,7 +126,7 @@ class Run:
     def _start(self, opening: ExitStack) -> None:
         config, folder = self.config, self.folder
         exists = (folder / "config.toml").exists()
-        if self._resume and not (exists or (folder / FILE).exists()):
+        if self._resume and not (exists or _died_early(folder)):
             raise UsageError(f"{folder} holds no run to resume", hint="name the folder that --out created")
         if exists and not self._resume:
             raise UsageError(
@@ -269,3 +270,8 @@ class Run:
         """Write the trained model as a Hugging Face folder, ``model/``; evaluate it by that path."""
         self.progress.phase("saving the model")
         return checkpoints.export(self.learner, self.policy.model, self.tokenizer, self.folder / "model")
+
+
+def _died_early(folder: Path) -> bool:
+    """A run left its journal alone; an evaluation leaves no more either."""
+    return (folder / FILE).exists() and journal.header(folder).get("kind") == "train"

@@ -237,6 +237,30 @@ def test_a_run_that_died_before_its_config_was_written_goes_on(
     assert state(folder) == uninterrupted
 
 
+def test_the_journal_of_a_run_without_a_config_asks_for_its_secrets(tmp_path: Path) -> None:
+    given = ["env=agentgym.testing:EchoEnv", "model=none", "env.kwargs.api_key=hidden"]
+    _, config = launch.resolve("grpo", overrides=given)
+    header = {"kind": "train", "config": config.model_dump(mode="json")}
+    journal.Journal.create(tmp_path, header).close()
+    with pytest.raises(UsageError, match=r"env\.kwargs\.api_key is a secret"):
+        launch.reopen(tmp_path)
+    assert launch.reopen(tmp_path, [given[-1]])[1] == config
+
+
+def test_an_evaluation_is_not_trained_on_with(tiny_model: Path, tmp_path: Path) -> None:
+    journal.Journal.create(tmp_path, {"kind": "eval"}).close()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(UsageError, match="no run to resume") as caught:
+        launch.reopen(tmp_path)
+    assert "agentgym eval --resume" in caught.value.hint
+    algorithm, config = launch.resolve(
+        "grpo", overrides=["env=agentgym.testing:EchoEnv", f"model={tiny_model}"]
+    )
+    with pytest.raises(UsageError, match="no run to resume"):
+        launch.launch(algorithm, config, tmp_path, resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
 def test_ctrl_c_leaves_a_whole_journal_and_says_how_to_go_on(tiny_model: Path, tmp_path: Path) -> None:
     folder, told = tmp_path / "r", tmp_path / "told"
     child = start(told, *command(tiny_model, folder, "steps=100000", "groups=2", "group_size=2"))
