@@ -6,6 +6,7 @@ Invariant: every number comes from the runs' own records; a study without finish
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from statistics_of_seeds import Estimate, area, estimate, final, paired, peak
@@ -15,9 +16,9 @@ BEGIN, END = "<!-- figures: {name} -->", "<!-- end: {name} -->"
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e")
 
 
-def write(study: Study, root: Path, docs: Path) -> str:
+def write(study: Study, root: Path, docs: Path, tell: Callable[[str], None] = lambda text: None) -> str:
     """Put the study's figures into ``learning.md`` and its plot beside it; return the table."""
-    found = results(study, root)
+    found = results(study, root, tell)
     text = table(study, found)
     folder = docs / "learning"
     folder.mkdir(exist_ok=True)

@@ -36,18 +36,21 @@ def main() -> int:
     if strange := sorted({*given.study} - {*known}):
         parser.error(f"there is no study {', '.join(strange)}, only {', '.join(known)}")
     failed = {}
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
     for name in given.study or known:
         study = known[name]
         if not given.report:
             failed |= {
                 (name, *key): why
                 for key, why in run(
-                    study, given.runs, seeds=given.seeds, at_once=given.at_once, extra=given.set,
-                    tell=lambda text: print(text, file=sys.stderr, flush=True),
+                    study, given.runs, seeds=given.seeds, at_once=given.at_once, extra=given.set, tell=tell
                 ).items()
-            }  # fmt: skip
+            }
         if not given.seeds and not given.set:
-            print(f"{name}: {study.title}\n\n{report.write(study, given.runs, given.docs)}")
+            print(f"{name}: {study.title}\n\n{report.write(study, given.runs, given.docs, tell)}")
     for key, why in failed.items():
         print(f"{'/'.join(map(str, key))} failed: {why}", file=sys.stderr)
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -15,6 +16,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from agentgym import config as configuration
+from agentgym import journal
+from agentgym.errors import UsageError
 from agentgym.trainers import launch
 from agentgym.trainers.metrics import load as load_metrics
 
@@ -84,7 +88,8 @@ def test_the_report_says_what_was_not_run_and_keeps_the_page(learning: Any, tmp_
 def test_a_finished_run_is_not_done_again(learning: Any, tmp_path: Path) -> None:
     run_of(tmp_path, "spear", "grpo", 0, [0.1])
     before = (tmp_path / "spear" / "grpo" / "0" / "metrics.jsonl").read_bytes()
-    assert learning["studies"]._train(["no-such-preset"], tmp_path / "spear" / "grpo" / "0", print) == ""
+    none = learning["studies"].Arm("none", "no-such-preset", (), ())
+    assert learning["studies"]._train(none, [], tmp_path / "spear" / "grpo" / "0", print) == ""
     assert (tmp_path / "spear" / "grpo" / "0" / "metrics.jsonl").read_bytes() == before
 
 
@@ -134,6 +139,71 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
         for p in sorted(folder.rglob("*"))
         if p.is_file()
     }
+
+
+def begun(root: Path, arm: Any, seed: int, *settings: str, study: str = "tiny") -> Path:
+    """A finished run as `agentgym train` leaves it, but for its model and its steps."""
+    run_of(root, study, arm.name, seed, [0.5])
+    out = root / study / arm.name / str(seed)
+    _, config = launch.resolve(arm.preset, overrides=["model=x", *settings, f"seed={seed}"], added=arm.added)
+    header = {"kind": "train", "config": config.model_dump(mode="json")}
+    journal.Journal.create(out, header).close()
+    configuration.save(config, out / "config.toml")
+    return out
+
+
+def test_a_run_with_other_settings_is_neither_taken_for_the_study_s_nor_reported(
+    learning: Any, tmp_path: Path
+) -> None:
+    """What a smoke run left, or an earlier version of the study's file."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    studies = learning["studies"]
+    study = studies.read(tmp_path / "tiny.toml")
+    grpo, rloo = study.arms["grpo"], study.arms["rloo"]
+    same = begun(tmp_path, grpo, 0, *study.settings)
+    begun(tmp_path, grpo, 1, *study.settings, "steps=40")
+    begun(tmp_path, rloo, 0, *study.settings, "steps=40")
+    settings = ["model=elsewhere", *study.settings]
+    assert studies._train(grpo, [*settings, "seed=0"], same, print) == ""
+    refused = studies._train(rloo, [*settings, "seed=0"], tmp_path / "tiny" / "rloo" / "0", print)
+    assert "steps is 40 there and 1000000 here" in refused and "--runs" in refused
+    assert (
+        studies._train(rloo, [*settings, "steps=40", "seed=0"], tmp_path / "tiny" / "rloo" / "0", print) == ""
+    )
+
+    told: list[str] = []
+    found = studies.results(study, tmp_path, told.append)
+    assert {arm: {*curves} for arm, curves in found.items()} == {"grpo": {0}, "rloo": set()}
+    assert [line.partition(":")[0] for line in told] == ["tiny/grpo/1 is left out", "tiny/rloo/0 is left out"]
+
+
+def test_runs_from_another_start_are_not_reported(learning: Any, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    studies = learning["studies"]
+    study = studies.read(tmp_path / "tiny.toml")
+    begun(tmp_path, study.arms["grpo"], 0, *study.settings)
+    start = tmp_path / "tiny" / "start"
+    start.mkdir()
+    _, config = launch.resolve("pocket", overrides=[*study.start, "steps=30"])
+    configuration.save(config, start / "config.toml")
+    journal.Journal.create(start, {"kind": "train"}).close()
+    told: list[str] = []
+    assert studies.results(study, tmp_path, told.append) == {"grpo": {}, "rloo": {}}
+    assert told == ["tiny is left out: in start, steps is 30 there and 400 here"]
+
+
+def test_other_facts_than_those_of_the_runs_are_refused(learning: Any, tmp_path: Path) -> None:
+    studies = learning["studies"]
+    study = studies.studies()["igpo"]
+    studies.prepare(study, tmp_path)
+    before = contents(tmp_path / "facts")
+    assert {name for name in before} == {"corpus.jsonl", "questions.jsonl"}
+    studies.prepare(study, tmp_path)
+    assert contents(tmp_path / "facts") == before, "runs that read them are not disturbed"
+    other = dataclasses.replace(study, facts={**study.facts, "people": 25})
+    with pytest.raises(UsageError, match="other facts"):
+        studies.prepare(other, tmp_path)
+    assert contents(tmp_path / "facts") == before
 
 
 @pytest.mark.slow
@@ -189,6 +259,8 @@ def test_a_killed_study_goes_on_where_it_stopped(learning: Any, tmp_path: Path) 
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "learning.md").write_text("# Page\n")
+    ran = TINY.replace("steps=1000000", "steps=40").replace('"hidden=32"', '"steps=30", "hidden=32"')
+    (tmp_path / "studies" / "tiny.toml").write_text(ran)
     reported = subprocess.run(
         [*bench, "--report", "--docs", str(docs)], env=env, text=True, capture_output=True, check=True
     )
