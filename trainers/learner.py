@@ -106,7 +106,13 @@ class Learner:
         )
 
     def step(
-        self, rows: Sequence[Row], loss: Loss, *, with_entropy: bool = False, scheduled: bool = True
+        self,
+        rows: Sequence[Row],
+        loss: Loss,
+        *,
+        with_entropy: bool = False,
+        scheduled: bool = True,
+        beside: Sequence[tuple[Sequence[Row], Loss]] = (),
     ) -> dict[str, float]:
         """One optimiser step over ``rows``.
 
@@ -116,6 +122,7 @@ class Learner:
                 constants, and metrics that add up over micro-batches.
             with_entropy: Compute exact entropies.
             scheduled: Move the learning rate's schedule; a step beyond those that were planned does not.
+            beside: Further rows, each with a loss of their own, whose gradients are added.
 
         Returns:
             ``loss/total``, ``grad_norm``, ``lr``, ``tokens``, ``tokens_in_loss``, ``time/update`` and the
@@ -123,6 +130,10 @@ class Learner:
         """
         started = time.perf_counter()
         totals = self.backward(rows, loss, with_entropy=with_entropy)
+        for others, theirs in beside:
+            more = self.backward(others, theirs, with_entropy=with_entropy, afresh=False)
+            totals = {**totals, **more, "loss/total": totals["loss/total"] + more["loss/total"]}
+        rows = [*rows, *(row for others, _ in beside for row in others)]
         norm = nn.utils.clip_grad_norm_(self.trainable.values(), self._optimiser_section.max_grad_norm)
         lr = self.learning_rate
         for group in self.optimiser.param_groups:
@@ -145,10 +156,20 @@ class Learner:
             "time/update": seconds,
         }
 
-    def backward(self, rows: Sequence[Row], loss: Loss, *, with_entropy: bool = False) -> dict[str, float]:
-        """The gradient of :meth:`step`, left in the parameters; return the summed loss and metrics."""
+    def backward(
+        self, rows: Sequence[Row], loss: Loss, *, with_entropy: bool = False, afresh: bool = True
+    ) -> dict[str, float]:
+        """The gradient of :meth:`step`, left in the parameters; return the summed loss and metrics.
+
+        Args:
+            rows: As for :meth:`step`.
+            loss: As for :meth:`step`.
+            with_entropy: Compute exact entropies.
+            afresh: Forget the gradient that is there; else add to it.
+        """
         self.model.train()
-        self.optimiser.zero_grad(set_to_none=True)
+        if afresh:
+            self.optimiser.zero_grad(set_to_none=True)
         totals: dict[str, float] = {"loss/total": 0.0}
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             # Dropout depends on the update alone: a resumed run draws what the uninterrupted one drew.

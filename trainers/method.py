@@ -5,7 +5,7 @@ all zero is its base. Methods compose: each sees what those before it made of re
 
 The loop calls the hooks of a step in this order::
 
-    shape -> advantages -> before -> (term -> optimiser step -> after_update) per minibatch -> finish
+    shape -> advantages -> before -> (term, beside -> optimiser step -> after_update) per minibatch -> finish
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agentgym.errors import ConfigError
 from agentgym.trainers.aggregation import Denominators
 from agentgym.trainers.batch import Batch, Row
 from agentgym.trainers.collect import Collection
-from agentgym.trainers.learner import Outputs
+from agentgym.trainers.learner import Loss, Outputs
 
 if TYPE_CHECKING:
     from agentgym.trainers.policy_gradient import PolicyGradientConfig
@@ -107,6 +107,16 @@ class Method:
             A function of a micro-batch, the model's outputs and ``here`` (which brings a ``[B, T-1]`` tensor
             of the whole collection to the micro-batch) to its share of the term, divided by ``denominators``,
             and metrics that add up over micro-batches; or ``None``.
+        """
+        return None
+
+    def beside(self, step: Step, epoch: int, part: int) -> tuple[Sequence[Row], Loss] | None:
+        """Rows of other steps that take part in an optimiser step, and their loss, which is added.
+
+        Args:
+            step: The present one.
+            epoch: Pass over the collection, from 0.
+            part: Optimiser step of that pass, from 0.
         """
         return None
 

@@ -7,7 +7,8 @@
     J     = J_on + gamma_t c_sil J_sil                     gamma_t = (1 - cos(pi t / T_w)) / 2, then 1
 
 J_sil is the clipped objective over stored rows with ``A > 0`` and ``A~ > 0``, against the log-probs they were
-sampled with, in optimiser steps of its own after the base's; a few tokens of high covariance are left out.
+sampled with; a few tokens of high covariance are left out. The release gives it optimiser steps of its own,
+after the base's; ``replay = "joint"`` adds the two gradients, as the equation does.
 
 Invariant: where ``gamma_t c_sil`` is 0 there is no replay step at all, so the weights are the base's bit for
 bit: an optimiser step with a zero gradient would still move them.
@@ -26,23 +27,23 @@ from torch import Tensor
 from agentgym.config import Config
 from agentgym.seeding import derive
 from agentgym.tools.turn import read_turn
-from agentgym.trainers.batch import collate
+from agentgym.trainers.batch import Row
 from agentgym.trainers.collect import Collection
 from agentgym.trainers.covariance import CovarianceConfig
+from agentgym.trainers.learner import Loss
 from agentgym.trainers.method import Method, Step
 from agentgym.trainers.policy_loss import PolicyLossConfig
+from agentgym.trainers.refusals import refuse_idle
+from agentgym.trainers.replay import Replay
 from agentgym.trainers.schedules import cosine_down, cosine_up
 from agentgym.trainers.self_imitation import (
     BaselineFIFO,
     Earned,
     Sample,
     SampleBuffer,
-    Selection,
     better,
     earnings,
-    replay_tensors,
 )
-from agentgym.trainers.update import make_loss, over_updates, select_tokens, split
 from agentgym.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ class SpearSection(Config):
     tolerate_steps: int = Field(5, ge=0, description="steps that a row may be older than the newest")
     require_success: bool = Field(False, description="store rows of successful episodes alone")
     power_of_two: bool = Field(False, description="replay a power of two of rows")
-    minibatches: int = Field(1, ge=1, description="optimiser steps of a replay")
+    replay: Literal["own", "joint"] = Field(
+        "own", description="optimiser steps of its own, after the base's; or together with the base's"
+    )
+    minibatches: int = Field(1, ge=1, description="optimiser steps of a replay of its own")
     clip_low: float = Field(0.2, ge=0)
     clip_high: float = Field(0.28, ge=0)
     covariance_fraction: float = Field(0.02, ge=0, le=1, description="share of tokens left out; 0: none")
@@ -124,16 +128,22 @@ class Spear(Method):
         self._bonuses: list[float] = []
         self._new: list[Sample] = []
         self._earned: list[Earned] = []
+        self._replay: Replay | None = None
 
     @classmethod
     def check(cls, config: PolicyGradientConfig) -> None:
         """The replay's loss can be made.
 
         Raises:
-            ConfigError: Of the covariance's bounds.
+            ConfigError: Of the covariance's bounds, or of ``minibatches`` in a joint replay.
         """
         assert config.spear is not None
         config.spear.replay_loss(config.loss)
+        if config.spear.replay == "joint":
+            because = "a joint replay is part of the base's optimiser steps"
+            refuse_idle(
+                config.spear, "minibatches", section="spear", because=because, hint="set spear.replay='own'"
+            )
 
     def shape(self, number: int, collection: Collection, rewards: Tensor) -> Tensor:
         """Add ``mu_t`` times the bonus; where that is nothing, the very rewards."""
@@ -179,14 +189,22 @@ class Spear(Method):
             for row in chosen
             if logp is not None
         ]
+        self._draw(step)
 
-    def finish(self, step: Step, tokens: Tensor) -> None:
-        """Replay if there is enough, then let the old go and the new in; the baseline moves last."""
+    def beside(self, step: Step, epoch: int, part: int) -> tuple[Sequence[Row], Loss] | None:
+        """The part of a joint replay that belongs to an optimiser step of the first pass."""
+        if self._replay is None or self.section.replay == "own" or epoch:
+            return None
+        return self._replay.take(part)
+
+    def _draw(self, step: Step) -> None:
+        """Draw a replay if there is enough; the buffer is empty then."""
         section, mu = self.section, cosine_down(step.number, self.section.decay)
         gamma = cosine_up(step.number, section.warmup)
         p50, spread = self.baseline.median(mu), self.baseline.median_std()
         above = 0 if p50 is None else self.buffer.above(p50, mu)
         triggered = p50 is not None and above > section.trigger * section.buffer_size
+        self._replay = None
         metrics = step.metrics
         metrics |= {
             "sil/buffer_rows": float(len(self.buffer)),
@@ -196,54 +214,38 @@ class Spear(Method):
             "sil/updates": 0.0,
             "baseline/fifo_size": float(len(self.baseline)),
         }
-        if p50 is not None and spread is not None:
-            metrics |= {"baseline/p50": p50, "baseline/p50_std": spread}
-            if triggered:
-                selection = self.buffer.take(
-                    p50, mu, derive(self.config.seed, "spear", step.number),
-                    std=spread if section.norm == "std" else None, power_of_two=section.power_of_two,
-                )  # fmt: skip
-                metrics |= {
-                    "sil/n_eligible": float(selection.eligible),
-                    "sil/n_selected": float(len(selection.samples)),
-                    "sil/n_discarded": float(selection.eligible - len(selection.samples)),
-                    "sil/n_dropped_nonpositive": float(selection.dropped),
-                }
-                if selection.samples and gamma * section.c_sil:
-                    metrics |= self._replay(step.number, selection, gamma * section.c_sil)
-        self.buffer.evict(section.tolerate_steps)
+        if p50 is None or spread is None:
+            return
+        metrics |= {"baseline/p50": p50, "baseline/p50_std": spread}
+        if triggered:
+            selection = self.buffer.take(
+                p50, mu, derive(self.config.seed, "spear", step.number),
+                std=spread if section.norm == "std" else None, power_of_two=section.power_of_two,
+            )  # fmt: skip
+            metrics |= {
+                "sil/n_eligible": float(selection.eligible),
+                "sil/n_selected": float(len(selection.samples)),
+                "sil/n_discarded": float(selection.eligible - len(selection.samples)),
+                "sil/n_dropped_nonpositive": float(selection.dropped),
+            }
+            if selection.samples and gamma * section.c_sil:
+                loss = section.replay_loss(self.config.loss)
+                parts = section.minibatches if section.replay == "own" else self.config.minibatches
+                self._replay = Replay(
+                    self.run, self.config, step.number, selection, loss, gamma * section.c_sil, parts
+                )
+
+    def finish(self, step: Step, tokens: Tensor) -> None:
+        """Replay, then let the old go and the new in; the baseline moves last."""
+        if self._replay is not None:
+            if self.section.replay == "own":
+                self._replay.update()
+            step.metrics |= self._replay.metrics()
+        self._replay = None
+        self.buffer.evict(self.section.tolerate_steps)
         self.buffer.insert(self._new)
         self.baseline.push(self._earned)
         self._new, self._earned = [], []
-
-    def _replay(self, number: int, selection: Selection, scale: float) -> dict[str, float]:
-        loss = self.section.replay_loss(self.config.loss)
-        rows = [sample.row(i) for i, sample in enumerate(selection.samples)]
-        tokens, old = replay_tensors(selection.samples, selection.advantages)
-        mask = collate(rows).loss_mask
-        seed = derive(self.config.seed, "spear", number, "minibatches")
-        updates: list[Mapping[str, float]] = []
-        for part, chosen in enumerate(split(rows, self.section.minibatches, seed)):
-            selected, covariance = None, dict[str, float]()
-            if loss.covariance is not None:
-                own = derive(self.config.seed, "spear", number, "covariance", part)
-                selected, covariance = select_tokens(self.run, mask, old, chosen, tokens, loss, own)
-            share, seen = make_loss(
-                chosen, tokens, loss=loss, correction=self.config.correction,
-                old=old, selected=selected, scale=scale,
-            )  # fmt: skip
-            done = self.run.learner.step(chosen, share, with_entropy=bool(loss.entropy_coef), scheduled=False)
-            updates.append(done | seen() | covariance)
-        found = over_updates(updates)
-        ages = [number - sample.step for sample in selection.samples]
-        return {
-            "sil/updates": float(len(updates)),
-            "time/replay": found["time/update"],
-            "sil/age_mean": sum(ages) / len(ages),
-            "sil/age_max": float(max(ages)),
-            "sil/adv_mean": sum(selection.advantages) / len(ages),
-            **{f"sil/{ours}": found[theirs] for ours, theirs in _LOGGED.items() if theirs in found},
-        }
 
     def state(self) -> dict[str, Any]:
         """Both buffers."""
@@ -258,18 +260,3 @@ class Spear(Method):
         self.baseline.steps.clear()
         self.baseline.steps.extend([Earned(*group) for group in step] for step in steps)
         self.buffer.samples = [Sample.load(sample) for sample in state["samples"]]
-
-
-_LOGGED = {
-    "loss": "loss/pg",
-    "grad_norm": "grad_norm",
-    "skipped_updates": "skipped_updates",
-    "clipfrac": "clipfrac_high",
-    "clipfrac_lower": "clipfrac_low",
-    "approx_kl": "approx_kl",
-    "ratio_mean": "ratio_mean",
-    "ratio_max": "ratio_max",
-    "cov_mean": "cov_mean",
-    "cov_max": "cov_max",
-    "cov_masked_frac": "cov_masked_frac",
-}

@@ -60,7 +60,7 @@ def update(
     held = nothing = torch.zeros_like(step.whole.loss_mask)
     for epoch in range(epochs):
         seed = derive(run.config.seed, "minibatches", step.number, epoch)
-        for chosen in split(step.rows, minibatches, seed):
+        for part, chosen in enumerate(split(step.rows, minibatches, seed)):
             selected, covariance = None, dict[str, float]()
             if loss.covariance is not None:
                 selected, covariance = select_tokens(
@@ -79,9 +79,10 @@ def update(
             )
             live = [row for row in chosen if acts or bool(tokens[row.index].any() | held[row.index].any())]
             skipped += len(chosen) - len(live)
-            if live:
-                result = run.learner.step(live, share, with_entropy=with_entropy)
-                updates.append(result | seen() | covariance)
+            beside = [b for m in methods if (b := m.beside(step, epoch, part)) is not None]
+            if live or beside:
+                result = run.learner.step(live, share, with_entropy=with_entropy, beside=beside)
+                updates.append(result | (seen() if live else {}) | covariance)
             for method in methods:
                 method.after_update(step, chosen)
     step.metrics["updates_per_step"] = float(len(updates))

@@ -518,6 +518,7 @@ def test_x2_micro_batches_change_no_replay(
         ("spear.norm=std", "correction.rule=truncate"),
         ("spear.intrinsic=turns", "spear.decay=3", "spear.power_of_two=true"),
         ("model.lora.rank=4",),
+        ("spear.replay=joint", "epochs=2", "minibatches=2"),
     ],
     ids=" ".join,
 )
@@ -534,11 +535,41 @@ def test_every_path_replays_and_stays_finite(
         "ratio_mean", "ratio_max", "adv_mean", "cov_mean", "cov_max", "cov_masked_frac", "n_selected",
         "n_dropped_nonpositive", "buffer_rows", "buffer_rows_above_p50", "triggered",
     }  # fmt: skip
+    if "spear.replay=joint" in overrides:
+        expected -= {"grad_norm"}  # the base's is that of both
+        assert replays[-1]["sil/updates"] == 2
     assert {f"sil/{name}" for name in expected} <= replays[-1].keys()
     assert {"baseline/p50", "baseline/p50_std", "baseline/fifo_size", "intrinsic/mu"} <= replays[-1].keys()
     assert replays[-1]["sil/ratio_max"] != 1  # the policy has moved since
     if "spear.minibatches=3" in overrides:
         assert replays[-1]["sil/updates"] > 1
+
+
+def test_a_joint_replay_adds_c_sil_times_its_gradient_to_the_base_s(
+    with_run: Make, batches: list[list[Trajectory]], tmp_path: Path
+) -> None:
+    free = (*EAGER, "optimiser.max_grad_norm=1e9", "spear.covariance_fraction=0", "spear.replay=joint")
+
+    def moments(weight: float) -> dict[str, Any]:
+        told, _, found = session(
+            with_run, tmp_path / str(weight), batches[:2], *free, f"spear.c_sil={weight}", double=True
+        )
+        assert [m["sil/updates"] for m in told] == [0, float(weight > 0)]
+        # The learning rate's schedule sees the base's steps alone, and there are no others.
+        assert all(int(v) == 2 for n, v in found.items() if n.endswith("/step"))
+        return {n: v for n, v in found.items() if n.endswith("/exp_avg")}
+
+    base, once, twice = moments(0), moments(1), moments(2)
+    largest = max(float((once[n] - base[n]).abs().max()) for n in base)
+    assert largest > 0
+    for name in base:
+        double = 2 * (once[name] - base[name])
+        assert torch.allclose(twice[name] - base[name], double, rtol=0, atol=1e-9 * largest), name
+
+
+def test_a_joint_replay_has_the_base_s_optimiser_steps(settings: Make) -> None:
+    with pytest.raises(ConfigError, match="part of the base's optimiser steps"):
+        settings("grpo", "spear.replay=joint", "spear.minibatches=2")
 
 
 def test_replay_does_not_move_the_learning_rate(
@@ -607,14 +638,15 @@ def test_state_is_json_and_comes_back(
     session(with_run, tmp_path / "a", batches[:2], "spear.intrinsic=turns", each=look)
 
 
-def test_x16_a_resumed_run_has_both_buffers(train: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("replay", [["spear.minibatches=2"], ["spear.replay=joint", "minibatches=2"]])
+def test_x16_a_resumed_run_has_both_buffers(train: Make, tmp_path: Path, replay: list[str]) -> None:
     start = train(
         tmp_path / "c", "cloning", "steps=20", "demonstrations=16", "batch_rows=8", "optimiser.lr=3e-3"
     )
     small = [s for s in RUN if not s.startswith("env.parser")]
     small += [
         f"model={start}", "group_size=4", "spear.warmup=2", "spear.buffer_size=2", "spear.trigger=0.5",
-        "spear.intrinsic=turns", "spear.minibatches=2", "optimiser.schedule=linear",
+        "spear.intrinsic=turns", *replay, "optimiser.schedule=linear",
     ]  # fmt: skip
     train(tmp_path / "whole", "grpo", *small)
     whole = state(tmp_path / "whole")
