@@ -129,8 +129,15 @@ def _masked(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from _masked(value, f"{prefix}{key}.")
-        elif value == MASK:
+        elif _holds_mask(value):
             yield f"{prefix}{key}"
+
+
+def _holds_mask(value: Any) -> bool:
+    """Of the setting, one of its words or the user of its address; three asterisks alone may be a text's."""
+    if isinstance(value, list):
+        return any(map(_holds_mask, value))
+    return isinstance(value, str) and (value == MASK or f"://{MASK}@" in value)
 
 
 def launch(

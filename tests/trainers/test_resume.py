@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agentgym import config as configuration
 from agentgym import journal
 from agentgym.errors import JournalError, UsageError
 from agentgym.trainers import launch
@@ -243,6 +244,22 @@ def test_the_journal_of_a_run_without_a_config_asks_for_its_secrets(tmp_path: Pa
     header = {"kind": "train", "config": config.model_dump(mode="json")}
     journal.Journal.create(tmp_path, header).close()
     with pytest.raises(UsageError, match=r"env\.kwargs\.api_key is a secret"):
+        launch.reopen(tmp_path)
+    assert launch.reopen(tmp_path, [given[-1]])[1] == config
+
+
+@pytest.mark.parametrize("secret", ['["serve", "--api-key", "hidden"]', '"https://me:hidden@host/data"'])
+def test_a_secret_inside_a_setting_is_asked_for_too(tmp_path: Path, secret: str) -> None:
+    given = [
+        "env=agentgym.testing:EchoEnv",
+        "model=none",
+        "rollout.system=***Hear***",
+        f"env.kwargs.at={secret}",
+    ]
+    _, config = launch.resolve("grpo", overrides=given)
+    configuration.save(config, tmp_path / "config.toml")
+    assert "hidden" not in (tmp_path / "config.toml").read_text()
+    with pytest.raises(UsageError, match=r"env\.kwargs\.at is a secret"):
         launch.reopen(tmp_path)
     assert launch.reopen(tmp_path, [given[-1]])[1] == config
 
