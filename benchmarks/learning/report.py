@@ -12,12 +12,24 @@ from pathlib import Path
 from statistics_of_seeds import Estimate, area, estimate, final, paired, peak
 from studies import Study, results
 
+from agentgym.errors import UsageError
+
 BEGIN, END = "<!-- figures: {name} -->", "<!-- end: {name} -->"
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e")
 
 
 def write(study: Study, root: Path, docs: Path, tell: Callable[[str], None] = lambda text: None) -> str:
-    """Put the study's figures into ``learning.md`` and its plot beside it; return the table."""
+    """Put the study's figures into ``learning.md`` and its plot beside it; return the table.
+
+    Raises:
+        UsageError: The page has no place for them.
+    """
+    page = docs / "learning.md"
+    begin, end = BEGIN.format(name=study.name), END.format(name=study.name)
+    before, begun, rest = page.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (begun and ended):
+        raise UsageError(f"{page} has no lines {begin} and {end}", hint="the figures stand between these two")
     found = results(study, root, tell)
     text = table(study, found)
     folder = docs / "learning"
@@ -25,10 +37,6 @@ def write(study: Study, root: Path, docs: Path, tell: Callable[[str], None] = la
     if any(found.values()):
         (folder / f"{study.name}.svg").write_text(plot(study, found))
         text += f"\n![Success over steps](learning/{study.name}.svg)\n"
-    page = docs / "learning.md"
-    begin, end = BEGIN.format(name=study.name), END.format(name=study.name)
-    before, _, rest = page.read_text().partition(begin)
-    _, _, after = rest.partition(end)
     page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
     return text
 
