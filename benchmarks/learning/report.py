@@ -19,17 +19,17 @@ COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e")
 
 
 def write(study: Study, root: Path, docs: Path, tell: Callable[[str], None] = lambda text: None) -> str:
-    """Put the study's figures into ``learning.md`` and its plot beside it; return the table.
+    """Put the study's figures into ``learning.md``, or at its end, and the plot beside it; return the table.
 
     Raises:
-        UsageError: The page has no place for them.
+        UsageError: The page says where they begin and not where they end.
     """
     page = docs / "learning.md"
     begin, end = BEGIN.format(name=study.name), END.format(name=study.name)
     before, begun, rest = page.read_text().partition(begin)
     _, ended, after = rest.partition(end)
-    if not (begun and ended):
-        raise UsageError(f"{page} has no lines {begin} and {end}", hint="the figures stand between these two")
+    if begun and not ended:
+        raise UsageError(f"{page} has {begin} and no {end}", hint="the figures stand between these two")
     found = results(study, root, tell)
     text = table(study, found)
     folder = docs / "learning"

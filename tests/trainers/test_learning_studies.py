@@ -85,11 +85,11 @@ def test_the_report_says_what_was_not_run_and_keeps_the_page(learning: Any, tmp_
     ElementTree.parse(tmp_path / "docs" / "learning" / "spear.svg")
 
 
-def test_a_page_without_a_place_for_the_figures_is_left_as_it_is(learning: Any, tmp_path: Path) -> None:
+def test_a_page_on_which_the_figures_do_not_end_is_left_as_it_is(learning: Any, tmp_path: Path) -> None:
     study = learning["studies"].read(FOLDER / "spear.toml")
     page = tmp_path / "learning.md"
     page.write_text("<!-- figures: spear -->\nand no end")
-    with pytest.raises(UsageError, match="has no lines"):
+    with pytest.raises(UsageError, match="and no <!-- end"):
         learning["report"].write(study, tmp_path, tmp_path)
     assert page.read_text() == "<!-- figures: spear -->\nand no end"
 
