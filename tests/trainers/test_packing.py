@@ -115,9 +115,12 @@ def weighted(batch: Batch, outputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def valued(batch: Batch, outputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """As :func:`weighted`, of squared values too; without a policy head of them alone."""
+    """As :func:`weighted`, of squared values too; without a policy head of them alone.
+
+    Squares are some hundreds in all, and weights of both signs would cancel them down to fp32's noise.
+    """
     columns = torch.arange(outputs.value.shape[1], dtype=outputs.value.dtype)
-    weights = torch.sin(1 + batch.row[:, None] + 0.3 * columns) * batch.loss_mask
+    weights = (1.5 + torch.sin(1 + batch.row[:, None] + 0.3 * columns)) * batch.loss_mask
     value = (weights * outputs.value**2).sum()
     return value if outputs.logp is None else value + weighted(batch, outputs)[0], {}
 
