@@ -6,7 +6,6 @@ is saved with a run reproduces it, with keys and tokens blanked out.
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -16,6 +15,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from agentgym.errors import ConfigError, nearest
+from agentgym.paths import atomic_write
 from agentgym.redaction import redact
 
 C = TypeVar("C", bound="Config")
@@ -137,10 +137,8 @@ def save(config: Config, path: Path) -> None:
 
         raise MissingDependency("tomli-w", "train") from error
     data = redact(config.model_dump(mode="json", exclude_none=True))
-    # Whole or not at all, whenever the process dies.
-    building = path.with_name(f".{path.name}.building")
-    building.write_text(tomli_w.dumps(data), encoding="utf-8")
-    os.replace(building, path)
+    with atomic_write(path) as building:
+        building.write_text(tomli_w.dumps(data), encoding="utf-8")
 
 
 def _fields(cls: type | None) -> dict[str, Any] | None:

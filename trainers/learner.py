@@ -129,10 +129,7 @@ class Learner:
             summed metrics. A step whose gradient is not finite is skipped: ``skipped_updates`` is 1.
         """
         started = time.perf_counter()
-        totals = self.backward(rows, loss, with_entropy=with_entropy)
-        for others, theirs in beside:
-            more = self.backward(others, theirs, with_entropy=with_entropy, afresh=False)
-            totals = {**totals, **more, "loss/total": totals["loss/total"] + more["loss/total"]}
+        totals = self.backward(rows, loss, with_entropy=with_entropy, beside=beside)
         rows = [*rows, *(row for others, _ in beside for row in others)]
         norm = nn.utils.clip_grad_norm_(self.trainable.values(), self._optimiser_section.max_grad_norm)
         lr = self.learning_rate
@@ -157,25 +154,23 @@ class Learner:
         }
 
     def backward(
-        self, rows: Sequence[Row], loss: Loss, *, with_entropy: bool = False, afresh: bool = True
+        self,
+        rows: Sequence[Row],
+        loss: Loss,
+        *,
+        with_entropy: bool = False,
+        beside: Sequence[tuple[Sequence[Row], Loss]] = (),
     ) -> dict[str, float]:
-        """The gradient of :meth:`step`, left in the parameters; return the summed loss and metrics.
-
-        Args:
-            rows: As for :meth:`step`.
-            loss: As for :meth:`step`.
-            with_entropy: Compute exact entropies.
-            afresh: Forget the gradient that is there; else add to it.
-        """
+        """The gradient of :meth:`step`, left in the parameters; return the summed loss and metrics."""
         self.model.train()
-        if afresh:
-            self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=True)
         totals: dict[str, float] = {"loss/total": 0.0}
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             # Dropout depends on the update alone: a resumed run draws what the uninterrupted one drew.
             torch.manual_seed(self.updates)
-            for batch in self.batches(rows):
-                share, metrics = loss(batch, self.forward(batch, with_entropy=with_entropy))
+            parts = ((batch, of) for chosen, of in ((rows, loss), *beside) for batch in self.batches(chosen))
+            for batch, of in parts:
+                share, metrics = of(batch, self.forward(batch, with_entropy=with_entropy))
                 if share.requires_grad:
                     share.backward()  # type: ignore[no-untyped-call]
                 totals["loss/total"] += float(share.detach())

@@ -166,14 +166,9 @@ def prepare(config: PocketConfig, progress: Progress) -> PocketConfig:
     with FileLock(target.parent / f".{target.name}.lock"):
         if not models.is_model(target):
             progress.phase(f"a tokenizer from {config.tokenizer_episodes} episodes")
-            building = target.parent / f".{target.name}.building"
-            shutil.rmtree(building, ignore_errors=True)  # what a killed process left
-            try:
+            with models.built_beside(target) as building:
                 build(config, transcripts(config), building)
                 shutil.rmtree(target, ignore_errors=True)  # what a cleaning of the cache left
-                os.replace(building, target)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
     return config.model_copy(update={"model": config.model.model_copy(update={"name": str(target)})})
 
 

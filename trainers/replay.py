@@ -53,10 +53,8 @@ class Replay:
         self._done: list[dict[str, float]] = []
         self._seen: list[tuple[Seen, dict[str, float]]] = []
 
-    def take(self, part: int) -> tuple[Sequence[Row], Loss] | None:
+    def take(self, part: int) -> tuple[Sequence[Row], Loss]:
         """The rows of an optimiser step and their loss, under the present weights."""
-        if part >= len(self.parts):
-            return None
         chosen, selected, covariance = self.parts[part], None, dict[str, float]()
         if self.loss.covariance is not None:
             own = derive(self.config.seed, "spear", self.number, "covariance", part)
@@ -73,9 +71,8 @@ class Replay:
         """All parts, in optimiser steps of their own, which do not move the learning rate's schedule."""
         entropy = bool(self.loss.entropy_coef)
         for part in range(len(self.parts)):
-            rows, share = self.take(part) or ((), None)
-            if share is not None:
-                self._done.append(self.run.learner.step(rows, share, with_entropy=entropy, scheduled=False))
+            rows, share = self.take(part)
+            self._done.append(self.run.learner.step(rows, share, with_entropy=entropy, scheduled=False))
 
     def metrics(self) -> dict[str, float]:
         """Means over the optimiser steps; a joint one has no gradient norm or time of its own."""

@@ -193,9 +193,10 @@ class Spear(Method):
 
     def beside(self, step: Step, epoch: int, part: int) -> tuple[Sequence[Row], Loss] | None:
         """The part of a joint replay that belongs to an optimiser step of the first pass."""
-        if self._replay is None or self.section.replay == "own" or epoch:
+        replay = self._replay
+        if replay is None or self.section.replay == "own" or epoch or part >= len(replay.parts):
             return None
-        return self._replay.take(part)
+        return replay.take(part)
 
     def _draw(self, step: Step) -> None:
         """Draw a replay if there is enough; the buffer is empty then."""

@@ -123,7 +123,7 @@ def resolve(name: str, *, offline: bool = False) -> Path:
             if is_model(target):
                 break
             try:
-                with _built_beside(target) as building:
+                with built_beside(target) as building:
                     log.info("model %s: trying the %s", name, source)
                     fetch(building)
             except _Refused as error:
@@ -319,7 +319,7 @@ def _only_one(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _built_beside(target: Path) -> Iterator[Path]:
+def built_beside(target: Path) -> Iterator[Path]:
     """A scratch folder that becomes ``target`` when the block ends without an error."""
     building = target.parent / f".{target.name}.building"
     shutil.rmtree(building, ignore_errors=True)  # what a killed process left

@@ -156,22 +156,13 @@ def test_what_is_not_in_its_name_changes_no_transcript(change: str) -> None:
     assert pocket.transcripts(config(change)) == pocket.transcripts(config())
 
 
-def test_a_corpus_written_anew_is_another_one(tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus.jsonl"
-    settings = ["env=agentgym/SearchQA-v0", f"env.kwargs.corpus={corpus}"]
+@pytest.mark.parametrize("setting", ["corpus={}", 'questions={{train="{}"}}'])
+def test_a_file_written_anew_is_another_one(tmp_path: Path, setting: str) -> None:
+    read = tmp_path / "read.jsonl"
+    settings = ["env=agentgym/SearchQA-v0", f"env.kwargs.{setting.format(read)}"]
     names = []
     for text in ("one", "other", "one"):
-        corpus.write_text(text)
-        names.append(pocket._key(config(env=settings)))
-    assert names[0] == names[2] != names[1]
-
-
-def test_questions_written_anew_are_others_where_each_split_has_its_file(tmp_path: Path) -> None:
-    questions = tmp_path / "train.jsonl"
-    settings = ["env=agentgym/SearchQA-v0", f'env.kwargs.questions={{train="{questions}"}}']
-    names = []
-    for text in ("one", "other", "one"):
-        questions.write_text(text)
+        read.write_text(text)
         names.append(pocket._key(config(env=settings)))
     assert names[0] == names[2] != names[1]
 

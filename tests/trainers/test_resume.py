@@ -205,14 +205,18 @@ def command(tiny_model: Path, folder: Path, *overrides: str) -> list[str]:
     ]  # fmt: skip
 
 
+def kill_after(turns: int, told: Path, arguments: list[str]) -> None:
+    child = start(told, *arguments)
+    wait_for(told, turns, child)
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+
+
 def test_kill_9_loses_no_finished_turn(
     train: Train, uninterrupted: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
     folder, told = tmp_path / "killed", tmp_path / "told"
-    child = start(told, *command(tiny_model, folder, *RUN, "rollout.deterministic=true"))
-    wait_for(told, 31, child)
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
+    kill_after(31, told, command(tiny_model, folder, *RUN, "rollout.deterministic=true"))
     found = journal.load(folder)
     assert len(reported(told)) >= 31
     for name, count in reported(told):
@@ -227,10 +231,7 @@ def test_a_run_that_died_before_its_config_was_written_goes_on(
     train: Train, uninterrupted: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
     folder, told = tmp_path / "killed", tmp_path / "told"
-    child = start(told, *command(tiny_model, folder, *RUN, "rollout.deterministic=true"))
-    wait_for(told, 5, child)
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
+    kill_after(5, told, command(tiny_model, folder, *RUN, "rollout.deterministic=true"))
     whole = (folder / "config.toml").read_bytes()
     (folder / "config.toml").unlink()
     resume(folder)
