@@ -1,5 +1,44 @@
 """Where untrusted code runs."""
 
+from __future__ import annotations
+
 # A bare `import sandboxes` from the repository's root would load a second copy of every class.
 if __name__ != "agentgym.sandboxes":
     raise ImportError("import agentgym.sandboxes, not sandboxes: its folder is mapped")
+
+from typing import Any
+
+from agentgym import plugins
+from agentgym.sandboxes.base import Backend as Backend
+from agentgym.sandboxes.base import ExecResult as ExecResult
+from agentgym.sandboxes.base import Mount as Mount
+from agentgym.sandboxes.base import PathRefused as PathRefused
+from agentgym.sandboxes.base import Process as Process
+from agentgym.sandboxes.base import Sandbox as Sandbox
+from agentgym.sandboxes.base import SandboxEnded as SandboxEnded
+from agentgym.sandboxes.base import SandboxSpec as SandboxSpec
+from agentgym.sandboxes.base import Snapshot as Snapshot
+
+BACKENDS = {
+    "bubblewrap": "agentgym.sandboxes.bubblewrap:BubblewrapBackend",
+    "docker": "agentgym.sandboxes.docker:DockerBackend",
+    "process": "agentgym.sandboxes.process:ProcessBackend",
+    "remote": "agentgym.sandboxes.remote:RemoteBackend",
+}
+
+
+def make_backend(name: str = "bubblewrap", **options: Any) -> Backend:
+    """The sandbox backend called ``name``.
+
+    Args:
+        name: One of :data:`BACKENDS`; one that an installed package declares in the group
+            ``agentgym.sandboxes``; or an import path ``package.module:name``.
+        options: Of that backend.
+
+    Raises:
+        UnknownName: There is no such backend.
+        MissingDependency: What it needs is not installed.
+        UsageError: It refuses to start so.
+    """
+    made: Backend = plugins.find("sandboxes", name, BACKENDS, "sandbox backend")(**options)
+    return made

@@ -1,0 +1,176 @@
+"""The host's end of what a sandbox's worker (:mod:`agentgym.sandboxes.guest`) says.
+
+Invariant: what comes is bounded and never believed: a frame that is too long, of an unknown kind or for
+nobody ends the channel or is dropped, and no content is parsed but fixed-width numbers. Reading never stops,
+so a worker never waits for its host, and one call never waits for another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import marshal
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+LONGEST = 4 << 20
+"""Longest frame that a worker may send, in bytes."""
+
+HEAD = 9
+PIECE = 1 << 20
+
+
+class ChannelClosed(Exception):
+    """The worker is gone, or broke the rules."""
+
+
+class Call:
+    """A request that waits for its answer.
+
+    Args:
+        number: Its number on the channel.
+        on_frame: Called with the kind and the content of each frame of its answer.
+    """
+
+    def __init__(self, number: int, on_frame: Callable[[bytes, bytes], None]) -> None:
+        self.number = number
+        self.on_frame = on_frame
+
+
+class Channel:
+    """Frames to and from one worker, on the running event loop.
+
+    Args:
+        incoming: File descriptor that it is read from; the channel owns it.
+        outgoing: File descriptor that it is written to; may be the same one.
+        on_end: Called once, when it ends, with what went wrong (empty: the worker hung up).
+    """
+
+    def __init__(self, incoming: int, outgoing: int, on_end: Callable[[str], None]) -> None:
+        self._in, self._out, self._on_end = incoming, outgoing, on_end
+        os.set_blocking(incoming, False)
+        os.set_blocking(outgoing, False)
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, Call] = {}
+        self._buffer = bytearray()
+        self._waiting: deque[memoryview] = deque()
+        self._closed = False
+        self.version: asyncio.Future[str] = self._loop.create_future()
+        self._loop.add_reader(incoming, self._read)
+
+    def call(self, on_frame: Callable[[bytes, bytes], None], name: str, *arguments: Any) -> Call:
+        """Ask for something.
+
+        Raises:
+            ChannelClosed: Nobody listens.
+        """
+        call = Call(next(self._numbers), on_frame)
+        self._calls[call.number] = call
+        self.tell(call, name, *arguments)
+        return call
+
+    def tell(self, call: Call, name: str, *arguments: Any) -> None:
+        """Say something about a call that was made; raises as :meth:`call`."""
+        # Version 2 of the format is read by every Python that may be inside.
+        body = marshal.dumps((name, call.number, *arguments), 2)
+        self._write(len(body).to_bytes(4, "big") + body)
+
+    def forget(self, call: Call) -> None:
+        """Drop whatever else is said of a call."""
+        self._calls.pop(call.number, None)
+
+    def close(self) -> None:
+        """Hang up; a second call does nothing."""
+        self._end(None)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody listens any more."""
+        return self._closed
+
+    def _write(self, data: bytes) -> None:
+        if self._closed:
+            raise ChannelClosed
+        if not self._waiting:
+            try:
+                data = data[os.write(self._out, data) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                # What it said before it went is read first.
+                self._loop.call_soon(self._read)
+                return
+        if data:
+            if not self._waiting:
+                self._loop.add_writer(self._out, self._flush)
+            self._waiting.append(memoryview(data))
+
+    def _flush(self) -> None:
+        while self._waiting:
+            try:
+                done = os.write(self._out, self._waiting[0][:PIECE])
+            except BlockingIOError:
+                return
+            except OSError:
+                self._waiting.clear()
+                break
+            self._waiting[0] = self._waiting[0][done:]
+            if not self._waiting[0]:
+                self._waiting.popleft()
+        self._loop.remove_writer(self._out)
+
+    def _read(self) -> None:
+        if self._closed:
+            return
+        try:
+            piece = os.read(self._in, PIECE)
+        except BlockingIOError:
+            return
+        except OSError:
+            piece = b""
+        if not piece:
+            self._end("")
+            return
+        self._buffer += piece
+        start = 0
+        while not self._closed and len(self._buffer) - start >= HEAD:
+            kind = bytes(self._buffer[start : start + 1])
+            number = int.from_bytes(self._buffer[start + 1 : start + 5], "big")
+            length = int.from_bytes(self._buffer[start + 5 : start + HEAD], "big")
+            if length > LONGEST or kind not in b"hoexkf":
+                self._end("it did not keep to the protocol")
+                return
+            if len(self._buffer) - start - HEAD < length:
+                break
+            self._take(kind, number, bytes(self._buffer[start + HEAD : start + HEAD + length]))
+            start += HEAD + length
+        del self._buffer[:start]
+
+    def _take(self, kind: bytes, number: int, content: bytes) -> None:
+        if kind == b"h":
+            if not self.version.done():
+                self.version.set_result(content[:16].decode("ascii", "replace"))
+            return
+        if (call := self._calls.get(number)) is not None:
+            if kind in (b"x", b"k", b"f"):
+                del self._calls[number]
+            call.on_frame(kind, content)
+
+    def _end(self, why: str | None) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._in)
+        self._loop.remove_writer(self._out)
+        for fd in {self._in, self._out}:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._waiting.clear()
+        if not self.version.done():
+            self.version.cancel()
+        if why is not None:
+            self._on_end(why)

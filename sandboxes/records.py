@@ -1,0 +1,134 @@
+"""What sandboxes run on this machine, and whose they are: a file each, so that nothing is forgotten.
+
+Invariants: a record is written before what it names can be lost, and removed after what it names is gone; an
+owner is a process by its number *and* its start, so that a number that was given anew owns nothing; cleaning
+up can be done again by anybody at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from agentgym import paths
+
+CLEANERS = {
+    "process": "agentgym.sandboxes.records:clean_process",
+    "bubblewrap": "agentgym.sandboxes.bubblewrap:clean",
+    "docker": "agentgym.sandboxes.docker:clean",
+}
+"""Import path, by backend, of what removes what a record names: a function of the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sandbox.
+
+    Attributes:
+        id: Its name.
+        backend: Which kind.
+        owner: The label that its starter gave it.
+        pid: The process that started it.
+        started: That process's start, in clock ticks since boot.
+        since: When the sandbox was started, in seconds since 1970.
+        parts: What has to be removed, as its backend knows it.
+    """
+
+    id: str
+    backend: str
+    owner: str
+    pid: int
+    started: int
+    since: float
+    parts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def new(cls, id: str, backend: str, owner: str, parts: Mapping[str, Any]) -> Record:
+        """A record of this process's."""
+        return cls(id, backend, owner, os.getpid(), start_of(os.getpid()) or 0, time.time(), dict(parts))
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the process that started it is gone."""
+        return start_of(self.pid) != self.started
+
+
+def folder() -> Path:
+    """Where the records are."""
+    return paths.cache_dir("sandboxes")
+
+
+def add(record: Record) -> None:
+    """Write a record, and see that it is cleaned up after this process's death, whatever that is."""
+    watch(os.getpid())
+    with paths.atomic_write(folder() / f"{record.id}.json") as place:
+        place.write_text(json.dumps(asdict(record)), encoding="utf-8")
+
+
+def remove(record: Record) -> None:
+    """Remove a record; one that is gone is no matter."""
+    (folder() / f"{record.id}.json").unlink(missing_ok=True)
+
+
+def listed() -> list[Record]:
+    """Every record, the oldest first."""
+    found = []
+    for place in folder().glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            found.append(Record(**json.loads(place.read_text(encoding="utf-8"))))
+    return sorted(found, key=lambda record: (record.since, record.id))
+
+
+def collect(wanted: Callable[[Record], bool] = lambda record: record.orphaned) -> list[Record]:
+    """Remove what is left of sandboxes, by default of those whose owner is gone.
+
+    Returns:
+        The records that were cleaned up.
+    """
+    done = []
+    for record in listed():
+        if wanted(record):
+            if record.backend in CLEANERS:
+                module, _, name = CLEANERS[record.backend].partition(":")
+                getattr(importlib.import_module(module), name)(record)
+            remove(record)
+            done.append(record)
+    return done
+
+
+def clean_process(record: Record) -> None:
+    """Kill the group and remove the folder of a sandbox of the backend ``process``."""
+    pid = int(record.parts["pid"])
+    with contextlib.suppress(OSError):
+        # A worker whose owner is gone has ended by itself; its number may be another's by now.
+        if "guest.py" in Path(f"/proc/{pid}/cmdline").read_text():
+            os.killpg(pid, signal.SIGKILL)
+    shutil.rmtree(str(record.parts["folder"]), ignore_errors=True)
+
+
+def start_of(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; ``None`` if there is none, or only its remains."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = told.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+@cache
+def watch(pid: int) -> int:
+    """Start this process's reaper, once; ``pid`` tells a forked child apart."""
+    from agentgym.sandboxes import reaper
+
+    return reaper.start()
