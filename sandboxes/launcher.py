@@ -1,0 +1,378 @@
+"""The process that starts bubblewrap sandboxes: small, long-lived, without rights, and the end of them all.
+
+Invariants: it gives up root before anything else, and never gets it back, so no sandbox that it starts is root on
+the host, whatever it is inside. What it mounts lies in a mount namespace of its own, so the kernel removes it with
+the last of its processes; every sandbox dies with it, and it dies with its owner (the end of a socket).
+Nothing that runs in a sandbox speaks to it.
+
+It runs by itself: ``python3 -I -S -B launcher.py``. Requests come over a socket of sequenced packets on file
+descriptor 0: a JSON object and file descriptors beside it; each is answered by one. It tells of itself, too:
+``{"ended": id, "status": …, "memory": …}`` when a sandbox's first process has ended.
+"""
+
+import array
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import stat
+import sys
+import time
+
+PLACE = "/mnt"
+"""Where it mounts its own file system; it exists on every Linux, and only this process sees what is there."""
+
+LONGEST = 1 << 17
+GLANCE = 0.05
+IDLE = 0.5
+PAGE = resource.getpagesize()
+CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
+MS_NOSUID, MS_NODEV, MS_PRIVATE, MS_REC, MNT_DETACH = 2, 4, 1 << 18, 1 << 14, 2
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Launched:
+    """One sandbox.
+
+    Attributes:
+        pid: Of bubblewrap's outer process, which nobody inside can reach.
+        memory: Bytes that all its processes may hold; 0: somebody else counts.
+        killed: How many of its processes were killed because they held too much.
+    """
+
+    def __init__(self, pid, memory):
+        self.pid, self.memory, self.killed = pid, memory, 0
+
+
+class Launcher:
+    """Serves one owner."""
+
+    def __init__(self, owner):
+        self.owner = owner
+        self.running = {}
+        self.by_pid = {}
+        self.next_look = 0.0
+
+    def serve(self):
+        """Answer until the owner goes away; then everything ends."""
+        woken, waking = os.pipe()
+        os.set_blocking(woken, False)
+        os.set_blocking(waking, False)
+        signal.set_wakeup_fd(waking)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        poll = select.poll()
+        poll.register(self.owner, select.POLLIN)
+        poll.register(woken, select.POLLIN)
+        while True:
+            for fd, event in poll.poll(self.patience()):
+                if fd == woken:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(woken, 4096)
+                elif not self.answer(event):
+                    return
+            self.reap()
+            self.look()
+
+    def patience(self):
+        """Milliseconds until memory is looked at again."""
+        return max(1, int(1000 * (self.next_look - time.monotonic()))) if self.running else None
+
+    def answer(self, event):
+        """Take one request; ``False`` when the owner is gone."""
+        try:
+            data, ancillary, _, _ = self.owner.recvmsg(LONGEST, 4096)
+        except ConnectionError:
+            return False
+        if not data:
+            return False
+        fds = array.array("i")
+        for _, _, content in ancillary:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+        request = json.loads(data)
+        try:
+            told = getattr(self, "do_" + request.pop("do"))(fds=list(fds), **request)
+        except OSError as error:
+            told = {"error": "%s: %s" % (error.filename or "it failed", error.strerror)}
+        except Exception as error:
+            told = {"error": repr(error)}
+        for fd in fds:
+            os.close(fd)
+        self.send(dict(told or {}, answer=True))
+        return True
+
+    def send(self, told):
+        """Tell the owner something; it always reads."""
+        with contextlib.suppress(ConnectionError):
+            self.owner.sendmsg([json.dumps(told).encode()])
+
+    # Requests -------------------------------------------------------------------------------
+
+    def do_make(self, fds, place, disk, inodes, source=None, layer=None):
+        """A file system for a sandbox's files, of ``disk`` bytes, with ``work`` and ``tmp`` in it."""
+        path = os.path.join(PLACE, place)
+        os.mkdir(path)
+        options = "size=%d,nr_inodes=%d,mode=0700" % (disk, inodes)
+        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, options)
+        for name in ("work", "tmp", "upper", "scratch"):
+            os.mkdir(os.path.join(path, name))
+        if source is not None:
+            copy(os.path.join(PLACE, source), os.path.join(path, "work"))
+        if layer is not None:
+            copy(layer, os.path.join(path, "work"))
+
+    def do_drop(self, fds, place):
+        """Unmount a sandbox's files; they are gone."""
+        path = os.path.join(PLACE, place)
+        libc.umount2(path.encode(), MNT_DETACH)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(path)
+
+    def do_put(self, fds, name, size):
+        """Keep a program or a file of ours, sent as a file descriptor."""
+        path = os.path.join(PLACE, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as sink, os.fdopen(os.dup(fds[0]), "rb") as content:
+            shutil.copyfileobj(content, sink)
+        os.chmod(path, 0o555)
+
+    def do_folder(self, fds, name):
+        """Keep an empty folder of ours."""
+        os.makedirs(os.path.join(PLACE, name), exist_ok=True)
+
+    def do_link(self, fds, name, target):
+        """Keep a link of ours."""
+        os.symlink(target, os.path.join(PLACE, name))
+
+    def do_start(self, fds, id, argv, limits, memory, groups, kept):
+        """Start bubblewrap: standard streams are the first three file descriptors; ``kept`` ones stay open.
+
+        ``{N}`` in an argument is the N-th file descriptor as the new process knows it; ``{place}`` is ours.
+        """
+        words = [word.replace("{place}", PLACE) for word in argv]
+        for number in kept:
+            words = [word.replace("{%d}" % number, str(fds[number])) for word in words]
+        pid = os.fork()
+        if pid == 0:
+            try:
+                become(words, fds, limits, groups, kept)
+            except OSError as error:
+                os.write(2, ("cannot start: %s\n" % error).encode())
+            finally:
+                os._exit(126)
+        launched = Launched(pid, memory)
+        self.running[id] = self.by_pid[pid] = launched
+        launched.id = id
+        self.next_look = min(self.next_look or 0, time.monotonic() + GLANCE)
+        return {"pid": pid}
+
+    def do_stop(self, fds, id):
+        """Kill a sandbox; its end is told as any other."""
+        launched = self.running.get(id)
+        if launched is not None:
+            os.kill(launched.pid, signal.SIGKILL)
+
+    def do_copy(self, fds, source, target):
+        """Copy a sandbox's files to another's, or to a new name of their own."""
+        copy(os.path.join(PLACE, source), os.path.join(PLACE, target))
+
+    def do_clear(self, fds, place):
+        """Remove everything in a folder of a sandbox's files."""
+        path = os.path.join(PLACE, place)
+        shutil.rmtree(path, ignore_errors=True)
+        os.makedirs(path, exist_ok=True)
+
+    # Ends -----------------------------------------------------------------------------------
+
+    def reap(self):
+        """Tell of sandboxes that ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            launched = self.by_pid.pop(pid, None)
+            if launched is not None:
+                del self.running[launched.id]
+                code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+                self.send({"ended": launched.id, "status": code, "memory": launched.killed})
+
+    def look(self):
+        """Kill the largest processes of a sandbox that holds too much memory.
+
+        One look costs a pass over /proc, so it is made ten times as rarely as it takes time.
+        """
+        now = time.monotonic()
+        if not self.running or now < self.next_look:
+            return
+        watched = [launched for launched in self.running.values() if launched.memory]
+        if watched:
+            children, held = processes()
+            for launched in watched:
+                # Without bubblewrap's outer process: what it has to tell is how the others ended.
+                tree = descendants(launched.pid, children)[1:]
+                total = sum(held.get(pid, 0) for pid in tree)
+                for pid in sorted(tree, key=lambda pid: held.get(pid, 0), reverse=True):
+                    if total <= launched.memory:
+                        break
+                    total -= held.get(pid, 0)
+                    launched.killed += 1
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        took = time.monotonic() - now
+        self.next_look = time.monotonic() + max(GLANCE if watched else IDLE, 10 * took)
+
+
+def become(words, fds, limits, groups, kept):
+    """In the child: join control groups, set limits, and become bubblewrap."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for group in groups:
+        with open(os.path.join(group, "cgroup.procs"), "w") as place:
+            place.write("0")
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    for number in range(3):
+        os.dup2(fds[number], number)
+    for number in kept:
+        os.set_inheritable(fds[number], True)
+    for name, most in limits.items():
+        number = getattr(resource, name)
+        hard = resource.getrlimit(number)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(number, (most, most))
+    os.execve(words[0], words, {})
+
+
+def processes():
+    """Children by process, and bytes held by process, of the whole machine in one pass.
+
+    Shared pages are counted once for each who maps them: what is held is never underestimated.
+    """
+    children, held = {}, {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open("/proc/%s/stat" % name, "rb") as place:
+                    fields = place.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(name))
+            held[int(name)] = int(fields[21]) * PAGE
+    return children, held
+
+
+def descendants(pid, children):
+    """A process and all below it."""
+    found, rest = [], [pid]
+    while rest:
+        found.append(rest.pop())
+        rest += children.get(found[-1], ())
+    return found
+
+
+def copy(source, target):
+    """Copy what is in a folder: files, folders, links and their modes; nothing else, and no link is followed."""
+    os.makedirs(target, exist_ok=True)
+    with os.scandir(source) as entries:
+        for entry in entries:
+            into = target + "/" + entry.name
+            found = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                copy(entry.path, into)
+                os.chmod(into, stat.S_IMODE(found.st_mode) & 0o777 | 0o700)
+            elif stat.S_ISLNK(found.st_mode):
+                os.symlink(os.readlink(entry.path), into)
+            elif stat.S_ISREG(found.st_mode):
+                copy_file(entry.path, into, found)
+
+
+def copy_file(source, target, found):
+    """Copy one file, holes and all."""
+    reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IMODE(found.st_mode) & 0o777)
+        try:
+            if found.st_size:
+                left = found.st_size
+                while left > 0:
+                    done = os.sendfile(writing, reading, None, left)
+                    if not done:
+                        break
+                    left -= done
+            os.fchmod(writing, stat.S_IMODE(found.st_mode) & 0o777)
+        finally:
+            os.close(writing)
+    finally:
+        os.close(reading)
+
+
+def mount(source, target, kind, flags, options):
+    """Mount, or raise ``OSError``."""
+    if libc.mount(source.encode(), target.encode(), kind.encode(), flags, options.encode()) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)
+
+
+def confine(uid):
+    """Become an ordinary user in namespaces of one's own, where mounting is allowed and seen by nobody else.
+
+    Args:
+        uid: Whom to become; 0: whoever this is already.
+
+    Raises:
+        OSError: The kernel does not allow it.
+    """
+    if uid:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    own, group = os.getuid(), os.getgid()
+    if own == 0:
+        raise OSError(errno.EPERM, "refused: sandboxes are never started as root")
+    # Whoever changed its user may not write its own maps otherwise.
+    libc.prctl(PR_SET_DUMPABLE, 1)
+    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "user namespaces")
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", "%d %d 1" % (own, own)),
+        ("gid_map", "%d %d 1" % (group, group)),
+    ):
+        with open("/proc/self/" + name, "w") as place:
+            place.write(text)
+    mount("none", "/", "none", MS_PRIVATE | MS_REC, "")
+    mount("tmpfs", PLACE, "tmpfs", MS_NOSUID | MS_NODEV, "size=67108864,mode=0755")
+
+
+def main(uid):
+    """Serve the owner at the other end of file descriptor 0."""
+    owner = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.umask(0o022)
+    os.chdir("/")
+    launcher = Launcher(owner)
+    try:
+        confine(uid)
+    except OSError as error:
+        launcher.send({"error": "%s: %s" % (error.filename or "", error.strerror), "answer": True})
+        return
+    launcher.send({"answer": True, "uid": os.getuid()})
+    launcher.serve()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
