@@ -133,6 +133,13 @@ class Env(gymnasium.Env[ObsType, str], Generic[ObsType]):
         """A sequence of actions that solves ``task`` from its start, or ``None`` where none is known."""
         return None
 
+    def nop(self, task: Task) -> Sequence[str]:
+        """Actions that do nothing useful, for the policy ``nop``; the last is repeated.
+
+        Override it where an episode ends only when something is handed in: hand in nothing.
+        """
+        return ("",)
+
     def content(self, observation: ObsType) -> Content:
         """The ordered text and image parts of ``observation``."""
         if isinstance(observation, Mapping):

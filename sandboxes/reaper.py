@@ -20,6 +20,8 @@ _CODE = (
     "while os.read(0,1):pass\n"
     "os.execv(sys.executable,[sys.executable,'-P','-m','agentgym.sandboxes.reaper',*sys.argv[1:]])\n"
 )
+_kept: list[subprocess.Popen[bytes]] = []
+"""It shall outlive this process: nobody waits for it, and an object that is dropped would warn of that."""
 
 
 def start() -> int:
@@ -34,7 +36,7 @@ def start() -> int:
     read, write = os.pipe()
     try:
         pid = os.getpid()
-        subprocess.Popen(
+        started = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _CODE, str(pid), str(records.start_of(pid))],
             stdin=read,
             stdout=subprocess.DEVNULL,
@@ -47,6 +49,7 @@ def start() -> int:
         raise SandboxFailed(f"cannot start the process that cleans up: {error}") from error
     finally:
         os.close(read)
+    _kept.append(started)
     return write
 
 

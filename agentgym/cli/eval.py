@@ -50,7 +50,7 @@ class Evaluation:
 @click.command("eval", context_settings={"allow_extra_args": True})
 @click.argument("id", required=False)
 @click.option(
-    "--policy", metavar="NAME", help="expert, random, a plug-in, or a model: folder, hub name, smollm2."
+    "--policy", metavar="NAME", help="expert (or oracle), nop, random, a plug-in, or a model: folder, hub name, smollm2."
 )
 @click.option("--split", metavar="NAME", help="Default: the family's.")
 @click.option("--episodes", type=click.IntRange(1), help="Number of episodes in all.  [default: 100]")

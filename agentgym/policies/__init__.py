@@ -19,6 +19,8 @@ from agentgym.policies.base import Policy, PolicyContext
 POLICIES = {
     "expert": "agentgym.policies.expert:ExpertPolicy",
     "human": "agentgym.policies.human:HumanPolicy",
+    "nop": "agentgym.policies.expert:NopPolicy",
+    "oracle": "agentgym.policies.expert:OraclePolicy",
     "random": "agentgym.policies.simple:RandomPolicy",
     "replay": "agentgym.policies.replay:ReplayPolicy",
     "scripted": "agentgym.policies.simple:ScriptedPolicy",

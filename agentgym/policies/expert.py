@@ -1,4 +1,4 @@
-"""The environment's own solutions, played as a policy.
+"""What an environment says of itself, played as a policy: its own solutions, and doing nothing.
 
 Invariants: the plan is asked of a private instance of the environment, never of one that an episode runs
 in; the event loop never waits for it; each task is asked once.
@@ -15,10 +15,12 @@ from typing import Any
 import gymnasium
 
 from agentgym.actions import Parser, PlainParser
+from agentgym.env import Env
 from agentgym.errors import UsageError
 from agentgym.policies.base import Completion, Policy, PolicyContext, Request, TurnView
 from agentgym.policies.simple import draw
 from agentgym.registry import base, make
+from agentgym.task import Task
 
 
 class ExpertPolicy(Policy):
@@ -66,7 +68,9 @@ class ExpertPolicy(Policy):
         for task_id in dict.fromkeys(request.turn.task_id for request in requests):
             if task_id not in self._plans:
                 await self._in_thread(self._solve, task_id)
-        return [Completion(self._parser.format(self._action(request))) for request in requests]
+        actions = [self._action(request) for request in requests]
+        # No parser's format carries an empty action.
+        return [Completion(self._parser.format(action) if action else "") for action in actions]
 
     async def aclose(self) -> None:
         """Close the private instance."""
@@ -95,18 +99,46 @@ class ExpertPolicy(Policy):
         if self._env is None:
             self._env = make(self._env_id, **self._env_kwargs)
         env = base(self._env)
-        plan = env.expert(env.find_task(task_id))
-        if not plan:
-            raise UsageError(
-                f"no solution of the task {task_id!r} of {self._env_id} is known",
-                hint="use another policy: random, human, or a model",
-            )
-        self._plans[task_id] = tuple(plan)
+        self._plans[task_id] = tuple(self._plan(env, env.find_task(task_id)))
+
+    def _plan(self, env: Env[Any], task: Task) -> Sequence[str]:
+        if plan := env.expert(task):
+            return plan
+        raise UsageError(
+            f"no solution of the task {task.id!r} of {self._env_id} is known",
+            hint="use another policy: random, human, or a model",
+        )
 
     def _close(self) -> None:
         env, self._env = self._env, None
         if env is not None:
             env.close()
+
+
+class OraclePolicy(ExpertPolicy):
+    """The expert under the name that benchmarks of code give it."""
+
+    name = "oracle"
+
+
+class NopPolicy(ExpertPolicy):
+    """Plays ``env.nop(task)``: what doing nothing earns, the floor under every other figure.
+
+    Args:
+        context: The environment's id and arguments.
+        parser: The format to answer in; an empty action is an empty completion in any.
+
+    Raises:
+        UsageError: The context names no environment.
+    """
+
+    name = "nop"
+
+    def __init__(self, context: PolicyContext, parser: Parser | None = None) -> None:
+        super().__init__(context, parser)
+
+    def _plan(self, env: Env[Any], task: Task) -> Sequence[str]:
+        return env.nop(task)
 
 
 def _played(plan: Sequence[str], turn: TurnView) -> int:

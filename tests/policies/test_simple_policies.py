@@ -14,14 +14,14 @@ import pytest
 from rich.console import Console
 
 import agentgym
-from agentgym.actions import make_parser
+from agentgym.actions import TagParser, make_parser
 from agentgym.errors import ModelUnavailable, PolicyFailed, UnknownName, UsageError
 from agentgym.journal import Journal
 from agentgym.messages import Content, ImagePart, TextPart, as_content
 from agentgym.outcome import Outcome
 from agentgym.policies import POLICIES, make_policy
 from agentgym.policies.base import Completion, Policy, PolicyContext, Request, Sampling, TurnView
-from agentgym.policies.expert import ExpertPolicy
+from agentgym.policies.expert import ExpertPolicy, NopPolicy
 from agentgym.policies.human import HumanPolicy, PlayerLeft
 from agentgym.policies.replay import ReplayPolicy
 from agentgym.policies.simple import RandomPolicy, ScriptedPolicy
@@ -155,6 +155,25 @@ class TestExpert:
             answers(policy, request(task="echo-test-15"))
         with pytest.raises(UnknownName, match="unknown task"):
             answers(policy, request(task="echo-test-99"))
+        asyncio.run(policy.aclose())
+
+    def test_is_called_oracle_too(self) -> None:
+        expert, oracle = (make_policy(name, PolicyContext(ECHO)) for name in ("expert", "oracle"))
+        assert (expert.name, oracle.name) == ("expert", "oracle")
+        assert answers(expert, request()) == answers(oracle, request())
+        for policy in (expert, oracle):
+            asyncio.run(policy.aclose())
+
+    def test_nop_does_what_the_environment_says_does_nothing(
+        self, slow: type[Slow], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        policy = NopPolicy(PolicyContext(SLOW), TagParser())
+        assert answers(policy, request(0), request(7)) == ["", ""]
+        asyncio.run(policy.aclose())
+        monkeypatch.setattr(slow, "nop", lambda self, task: ["look", "submit nothing"], raising=False)
+        policy = NopPolicy(PolicyContext(SLOW), TagParser())
+        wrapped = [TagParser().format(action) for action in ("look", "submit nothing", "submit nothing")]
+        assert answers(policy, request(0), request(1), request(2)) == wrapped
         asyncio.run(policy.aclose())
 
     def test_needs_an_environment_and_a_probability(self) -> None:
@@ -321,7 +340,7 @@ class TestMakePolicy:
         assert isinstance(make_policy("scripted", script), ScriptedPolicy)
         assert isinstance(make_policy("human"), HumanPolicy)
         assert make_policy("random").renderer is None
-        assert set(POLICIES) == {"expert", "human", "random", "replay", "scripted"}
+        assert set(POLICIES) == {"expert", "human", "nop", "oracle", "random", "replay", "scripted"}
 
     def test_an_import_path_gets_the_context(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
@@ -368,7 +387,7 @@ def test_an_episode_of_each_cheap_policy_through_the_stack() -> None:
 
     config = EnvConfig(ECHO, {"turns": 2}, parser="tags")
     options = {"parser": "tags"}
-    for name, won in (("expert", True), ("random", None)):
+    for name, won in (("expert", True), ("oracle", True), ("random", None)):
         policy = make_policy(name, PolicyContext(config.id, dict(config.kwargs), options))
         env = config.build()
         _, info = env.reset(seed=0, options={"task_id": "echo-test-3"})

@@ -1,0 +1,73 @@
+"""Sandbox backends that environments share.
+
+Invariant: on one event loop, environments that ask for the same backend have the same one; the last of them
+to give it up closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from agentgym.sandboxes import Backend, make_backend
+
+
+@dataclass(slots=True)
+class Lease:
+    """One environment's share of a backend.
+
+    Attributes:
+        backend: The backend, until :meth:`release`.
+        loop: The event loop that it and its sandboxes belong to.
+    """
+
+    backend: Backend
+    loop: asyncio.AbstractEventLoop
+    _key: str
+    _released: bool = field(default=False, repr=False)
+
+    async def release(self) -> None:
+        """Give it up; a second call does nothing."""
+        if self._released:
+            return
+        self._released = True
+        with _lock:
+            shares = _shared[self.loop]
+            shares[self._key].users -= 1
+            last = shares[self._key].users == 0
+            if last:
+                del shares[self._key]
+        if last:
+            await self.backend.aclose()
+
+
+@dataclass(slots=True)
+class _Share:
+    backend: Backend
+    users: int = 0
+
+
+_lock = threading.Lock()
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Share]] = WeakKeyDictionary()
+
+
+def lease(name: str, options: Mapping[str, Any]) -> Lease:
+    """A share of the running loop's backend ``name`` with ``options``.
+
+    Raises:
+        UnknownName: There is no such backend.
+        MissingDependency: What it needs is not installed.
+        UsageError: It refuses to start so.
+    """
+    loop = asyncio.get_running_loop()
+    key = f"{name} {sorted(options.items())!r}"
+    with _lock:
+        shares = _shared.setdefault(loop, {})
+        if key not in shares:
+            shares[key] = _Share(make_backend(name, **options))
+        shares[key].users += 1
+        return Lease(shares[key].backend, loop, key)

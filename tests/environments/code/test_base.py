@@ -1,0 +1,260 @@
+"""What every code environment has from its base class, shown on the smallest one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+import agentgym
+from agentgym.actions import write_calls
+from agentgym.environments.code import backends
+from agentgym.environments.code.base import CALLS, CodeEnv, Score
+from agentgym.errors import SandboxFailed, UnknownName, UsageError
+from agentgym.messages import ToolCall
+from agentgym.sandboxes import SandboxEnded
+from agentgym.sandboxes.process import ProcessBackend
+from agentgym.task import Task, TaskSet, of_list
+from agentgym.tools import Tool, ToolError, tool
+
+UNSAFE = {"sandbox": "process", "sandbox_options": {"unsafe": True}}
+
+
+class Counting(CodeEnv):
+    """Leave a file ``answer`` that holds 42."""
+
+    restarts = False
+    scored_in: str = ""
+
+    def tasks(self, split: str) -> TaskSet:
+        return of_list(self.require_split(split), [Task(f"count-{split}", split, "Write 42 into answer.")])
+
+    async def opening(self, task: Task) -> str:
+        await self.sandbox.write("notes", "keep calm\n")
+        return task.instruction
+
+    def tools(self, task: Task) -> Sequence[Tool]:
+        return tool(name="sh")(self._sh), tool(name="submit")(self._submit)
+
+    def _sh(self, command: str) -> Awaitable[str]:
+        """Run a command."""
+
+        async def run() -> str:
+            done = await self.sandbox.exec(command, seconds=self.seconds)
+            if done.timed_out:
+                raise ToolError("that took too long")
+            return done.stdout + done.stderr
+
+        return run()
+
+    def _submit(self) -> Awaitable[str]:
+        """End the task."""
+
+        async def submit() -> str:
+            self.hand_in(await self.sandbox.read("answer"))
+            return "done"
+
+        return submit()
+
+    async def unsubmitted(self) -> Any:
+        done = await self.sandbox.exec("cat answer")
+        return done.stdout.encode() if done.ok else None
+
+    async def restart(self, why: str) -> str | None:
+        if not self.restarts:
+            return None
+        await self.renew()
+        return "A new sandbox was started."
+
+    async def scoring(self, task: Task, artifact: bytes) -> Score:
+        async with self.fresh_sandbox() as judge:
+            self.scored_in = judge.id
+            await judge.write("artifact", artifact)
+            if artifact == b"end it":
+                raise SandboxEnded("the artifact ended it")
+            done = await judge.exec("cat artifact; ls")
+            right = done.stdout.startswith("42")
+            return Score(float(right), right, info={"files": done.stdout.split()})
+
+    def expert(self, task: Task) -> Sequence[str]:
+        return [call("sh", command="echo 42 > answer"), call("submit")]
+
+
+def call(name: str, **arguments: Any) -> str:
+    return write_calls([ToolCall(name, arguments)])
+
+
+@pytest.fixture
+def env() -> Iterator[Counting]:
+    made = Counting(**UNSAFE)
+    yield made
+    made.close()
+
+
+def test_an_episode_is_scored_in_a_sandbox_that_the_policy_never_entered(env: Counting) -> None:
+    observation, info = env.reset(seed=0)
+    assert observation == "Write 42 into answer."
+    assert [schema["function"]["name"] for schema in info["tools"]] == ["sh", "submit"]
+    mine = env.sandbox
+    observation, reward, terminated, truncated, info = env.step(call("sh", command="cat notes"))
+    assert (observation, reward, terminated, truncated) == ("keep calm\n", 0.0, False, False)
+    assert info["valid_action"] and info["role"] == "tool"
+    for action in env.expert(env.task):
+        observation, reward, terminated, truncated, info = env.step(action)
+    assert (reward, terminated, truncated, info["success"]) == (1.0, True, False, True)
+    assert info["files"] == ["42", "artifact"]
+    assert env.scored_in and env.scored_in != mine.id
+    with pytest.raises(UsageError, match="closed"):
+        asyncio.run(mine.read("notes"))
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ("", "The answer is empty."),
+        ("I give up", "The tools are sh, submit."),
+        ('{"name": "sh"', "JSON"),
+        (call("fly"), "there is no tool 'fly'"),
+        (call("sh", cmd="ls"), "command: Field required"),
+        (write_calls([ToolCall("sh", {"command": "true"})] * (CALLS + 1)), f"at most {CALLS} calls"),
+    ],
+)
+def test_what_cannot_be_taken_is_answered(env: Counting, action: str, said: str) -> None:
+    env.reset(seed=0)
+    observation, reward, terminated, _, info = env.step(action)
+    assert said in observation
+    assert (reward, terminated, info["valid_action"]) == (0.0, False, False)
+
+
+def test_several_calls_are_one_turn_and_the_one_that_hands_in_is_the_last(env: Counting) -> None:
+    env.reset(seed=0)
+    calls = [
+        ToolCall("sh", {"command": "echo 42 > answer"}),
+        ToolCall("sh", {"command": "cat answer notes"}),
+        ToolCall("submit", {}),
+        ToolCall("sh", {"command": "echo 43 > answer"}),
+    ]
+    observation, reward, *_ = env.step(write_calls(calls))
+    assert (observation, reward) == ("The answer was taken.", 1.0)
+
+
+def test_a_command_has_a_deadline_and_a_late_one_is_an_answer() -> None:
+    env = Counting(limits={"seconds": 0.3, "memory": 64 << 20}, **UNSAFE)
+    env.reset(seed=0)
+    assert env.sandbox.spec.memory == 64 << 20
+    observation, *_, info = env.step(call("sh", command="sleep 60"))
+    assert observation == "Error: that took too long" and not info["valid_action"]
+    env.close()
+
+
+def test_the_last_turn_is_truncated_and_what_is_there_is_scored() -> None:
+    for command, reward in (("echo 42 > answer", 1.0), ("true", 0.0)):
+        env = Counting(max_steps=1, **UNSAFE)
+        env.reset(seed=0)
+        observation, got, terminated, truncated, info = env.step(call("sh", command=command))
+        assert (observation, got, terminated, truncated) == ("", reward, False, True)
+        assert info["success"] == bool(reward)
+        env.close()
+
+
+def test_a_policy_that_ends_its_sandbox_is_scored(env: Counting) -> None:
+    env.reset(seed=0)
+    observation, reward, terminated, _, info = env.step(call("sh", command="kill -9 $PPID; sleep 5"))
+    assert "The sandbox has ended" in observation and info["ended"]
+    assert (reward, terminated, info["success"]) == (0.0, True, False)
+    env.reset(seed=0)
+    assert env.step(call("sh", command="cat notes"))[0] == "keep calm\n"
+
+
+def test_a_family_may_start_another_sandbox(env: Counting) -> None:
+    env.restarts = True
+    env.reset(seed=0)
+    observation, _, terminated, _, _ = env.step(call("sh", command="kill -9 $PPID; sleep 5"))
+    assert observation.endswith("A new sandbox was started.") and not terminated
+    assert env.step(call("sh", command="ls"))[0] == ""
+
+
+def test_an_artifact_that_ends_the_scoring_scores_nothing(env: Counting) -> None:
+    env.reset(seed=0)
+    env.step(call("sh", command="printf 'end it' > answer"))
+    _, reward, terminated, _, info = env.step(call("submit"))
+    assert (reward, terminated, info["ended"]) == (0.0, True, "the artifact ended it")
+
+
+def test_what_breaks_around_a_sandbox_is_raised(env: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise SandboxFailed("no room")
+
+    env.reset(seed=0)
+    env.step(call("sh", command="echo 42 > answer"))
+    monkeypatch.setattr(ProcessBackend, "start", broken)
+    with pytest.raises(SandboxFailed, match="no room"):
+        env.step(call("submit"))
+
+
+def test_a_fork_replays(env: Counting) -> None:
+    env.reset(seed=0)
+    env.step(call("sh", command="echo 4 > answer"))
+    other = env.fork()
+    assert isinstance(other, Counting) and other.sandbox.id != env.sandbox.id
+    other.step(call("sh", command="echo 42 > answer"))
+    assert env.step(call("submit"))[1] == 0.0
+    assert other.step(call("submit"))[1] == 1.0
+    other.close()
+
+
+def test_environments_of_one_loop_share_a_backend_and_the_last_one_closes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed: list[ProcessBackend] = []
+    close = ProcessBackend.aclose
+
+    async def counted(self: ProcessBackend) -> None:
+        closed.append(self)
+        await close(self)
+
+    monkeypatch.setattr(ProcessBackend, "aclose", counted)
+
+    async def play() -> None:
+        envs = [Counting(**UNSAFE) for _ in range(3)]
+        assert len(await asyncio.gather(*(env.areset(seed=0) for env in envs))) == 3
+        shared = {id(env._lease.backend) for env in envs if env._lease is not None}
+        assert len(shared) == 1
+        for env in envs:
+            assert not closed
+            await env.aclose()
+        assert len(closed) == 1
+        assert not backends._shared[asyncio.get_running_loop()]
+
+    asyncio.run(play())
+
+
+def test_an_environment_may_move_to_another_loop(env: Counting) -> None:
+    async def play() -> str:
+        await env.areset(seed=0)
+        return (await env.astep(call("sh", command="cat notes")))[0]
+
+    assert [asyncio.run(play()) for _ in range(2)] == ["keep calm\n"] * 2
+    env.reset(seed=0)
+    assert env.step(call("sh", command="cat notes"))[0] == "keep calm\n"
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'memory'"):
+        Counting(limits={"memori": 1}, **UNSAFE)
+    with pytest.raises(UsageError, match="memory of a sandbox"):
+        Counting(limits={"memory": 1}, **UNSAFE)
+    with pytest.raises(UsageError, match="the limit seconds is 'long'"):
+        Counting(limits={"seconds": "long"}, **UNSAFE)  # type: ignore[dict-item]
+    with pytest.raises(UsageError, match="isolates nothing"):
+        Counting(sandbox="process").reset(seed=0)
+    with pytest.raises(UnknownName, match="docker"):
+        Counting(sandbox="dokcer").reset(seed=0)
+
+
+def test_nop_submits_what_is_there(env: Counting) -> None:
+    env.reset(seed=0)
+    assert env.nop(env.task) == [call("submit")]
+    assert agentgym.fork(env).unwrapped is not env
