@@ -1,14 +1,15 @@
 """Sandboxes of Linux namespaces, made by bubblewrap: no root, no daemon, milliseconds.
 
 Invariants: what runs inside is an ordinary user on the host, whoever started it; it sees a read-only ``/usr``
-and libraries (or a root file system that was given), an ``/etc`` of our own, its working directory and ``/tmp``,
-and nothing else of the host: no home, no network, no process, no right to make namespaces, and the system calls
-that :mod:`agentgym.sandboxes.seccomp` leaves. Where the kernel does not allow that, this backend refuses to
-start; it never does less.
+and libraries (or a root file system that was given), an ``/etc`` of our own, its working directory and
+``/tmp``, and nothing else of the host: no home, no network, no process, no right to make namespaces, and the
+system calls that :mod:`agentgym.sandboxes.seccomp` leaves. Where the kernel does not allow that, this backend
+refuses to start; it never does less.
 
-Files lie in memory, in a file system of each sandbox's own with the spec's size. The limits on memory, processes
-and processor time are control groups' where root can make them; otherwise the launcher watches memory, the
-kernel counts processes by namespace, and processor time is bounded by deadlines alone (see ``enforces``).
+Files lie in memory, in a file system of each sandbox's own with the spec's size. The limits on memory,
+processes and processor time are control groups' where root can make them; otherwise the launcher watches
+memory, the kernel counts processes by namespace, and processor time is bounded by deadlines alone (see
+``enforces``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -59,6 +59,7 @@ _ETC = {
 _COMPILE = (
     "import marshal,sys;s=sys.stdin.read();sys.stdout.buffer.write(marshal.dumps(compile(s,'guest','exec')))"
 )
+_GUEST_SOURCE = Path(guest.__file__).read_bytes()
 _GUEST = "import marshal;exec(marshal.loads(open('/etc/agentgym','rb').read()))"
 
 
@@ -108,7 +109,7 @@ class _Launcher:
             return self._take(what)
 
     def on_end(self, id: str, told: Callable[[dict[str, Any] | None], None]) -> None:
-        """Have ``told`` called, on another thread, once a sandbox ended; with ``None`` if the launcher did."""
+        """Have ``told`` called on another thread once a sandbox ended; with ``None`` if the launcher did."""
         self._ends[id] = told
 
     def close(self) -> None:
@@ -263,12 +264,9 @@ class BubblewrapBackend(Backend):
         except BaseException:
             made.close()
             raise
-        if cgroups.make(probe := f"probe-{secrets.token_hex(4)}", SandboxSpec(), made.uid) is not None:
-            found = cgroups.make(probe + "x", SandboxSpec(), made.uid)
-            for name in (probe, probe + "x"):
-                _remove_groups(name)
-            if found is not None:
-                self.enforces |= {"cpus"}
+        if (tried := cgroups.make(f"probe-{secrets.token_hex(6)}", SandboxSpec(), made.uid)) is not None:
+            tried.remove()
+            self.enforces |= {"cpus"}
         self._launcher = made
         return made
 
@@ -278,16 +276,10 @@ class BubblewrapBackend(Backend):
         key = str(spec.rootfs or "/")
         if key in self._guests:
             return
-        root = spec.rootfs or Path("/")
-        python = next((name for name in PYTHONS if os.path.lexists(root / name)), None)
-        if python is None:
-            raise UsageError(
-                f"there is no Python in {root}",
-                hint="sandboxes need /usr/bin/python3 inside: install it there",
-            )
-        source = Path(guest.__file__).read_bytes()
+        python = _python(spec)
+        source = _GUEST_SOURCE
         plain = SandboxSpec(rootfs=spec.rootfs)
-        command = [f"/{python}", "-I", "-S", "-B", "-c", _COMPILE]
+        command = [python, "-I", "-S", "-B", "-c", _COMPILE]
         name = f"guest-{secrets.token_hex(4)}"
         pieces = await self._once(command, plain, START_SECONDS, stdin=source, raw=True)
         assert self._launcher is not None
@@ -325,7 +317,6 @@ class BubblewrapBackend(Backend):
     def limits(self, spec: SandboxSpec, groups: cgroups.Groups | None) -> dict[str, int]:
         """Limits that the kernel holds for each process, by their names in :mod:`resource`."""
         made = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": OPEN_FILES, "RLIMIT_FSIZE": spec.disk}
-        made["RLIMIT_NPROC"] = spec.pids + 2  # bubblewrap's own count, too
         if groups is None:
             # Reserving address space is no sin: the launcher watches what is used. This stops one process
             # that takes everything between two looks.
@@ -345,6 +336,9 @@ class BubblewrapBackend(Backend):
         given = _memory_file(stdin)
         outputs = [_Output(read_out, KEPT), _Output(read_err, KEPT)]
         groups = None
+        if cgroups.bases() is None:
+            words = f'ulimit -u {spec.pids} 2>/dev/null || ulimit -p {spec.pids}; exec "$@"'
+            command = ["/bin/sh", "-c", words, "sh", *command]
         try:
             launched.on_end(id, lambda told: loop.call_soon_threadsafe(_settle, ended, told))
             groups = await loop.run_in_executor(
@@ -412,9 +406,9 @@ class BubblewrapBackend(Backend):
     ) -> cgroups.Groups | None:
         """On the launcher's thread: make a sandbox's place and start it."""
         if fresh:
-            layer = None if spec.source is None else str(spec.source.resolve())
-            size = {"disk": spec.disk, "inodes": spec.inodes}
-            made.ask("make", place=id, source=source, layer=layer, **size)
+            made.ask("make", place=id, disk=spec.disk, inodes=spec.inodes)
+            if source is None and spec.source is not None:
+                source = str(spec.source.resolve())
         groups = cgroups.make(id, spec, made.uid)
         filter_ = seccomp.opened()
         try:
@@ -429,6 +423,8 @@ class BubblewrapBackend(Backend):
                 groups=[] if groups is None else groups.places,
                 kept=[3],
             )
+            if source is not None:  # while bubblewrap and the worker start
+                made.ask("copy", source=source, target=f"{id}/work")
         except BaseException:
             if groups is not None:
                 groups.remove()
@@ -474,8 +470,9 @@ class BubblewrapSandbox(ServedSandbox):
         self._stderr, write_err = os.pipe()
         self._attach(read_out, write_in)
         spec = self.spec
-        python = next(name for name in PYTHONS if os.path.lexists((spec.rootfs or Path("/")) / name))
-        command = [f"/{python}", "-I", "-S", "-B", "-c", _GUEST]
+        # Counted in the sandbox's own namespace from there on; control groups count by themselves.
+        most = [] if cgroups.bases() is not None else [str(spec.pids)]
+        command = [_python(spec), "-I", "-S", "-B", "-c", _GUEST, *most]
         worker = home._guests[str(spec.rootfs or "/")]
         try:
             self._groups = await loop.run_in_executor(
@@ -530,8 +527,8 @@ class BubblewrapSandbox(ServedSandbox):
         """See :meth:`Sandbox.snapshot`."""
         self._check()
         id = f"snapshot-{secrets.token_hex(6)}"
-        size = {"disk": self.spec.disk, "inodes": self.spec.inodes}
-        await self._home.ask("make", place=id, source=f"{self.id}/work", **size)
+        await self._home.ask("make", place=id, disk=self.spec.disk, inodes=self.spec.inodes)
+        await self._home.ask("copy", source=f"{self.id}/work", target=f"{id}/work")
         return Snapshot(id, self.backend, self.spec)
 
     async def restore(self, snapshot: Snapshot) -> None:
@@ -648,6 +645,21 @@ def _kept_name(program: Path, place: Path) -> str:
     )
 
 
+def _python(spec: SandboxSpec) -> str:
+    """The Python inside, by its path there.
+
+    Raises:
+        UsageError: There is none.
+    """
+    root = spec.rootfs or Path("/")
+    python = next((name for name in PYTHONS if os.path.lexists(root / name)), None)
+    if python is None:
+        raise UsageError(
+            f"there is no Python in {root}", hint="sandboxes need /usr/bin/python3 inside: install it there"
+        )
+    return f"/{python}"
+
+
 def _root(rootfs: Path | None) -> list[str]:
     """Arguments that make the root."""
     root = Path("/") if rootfs is None else rootfs.resolve()
@@ -676,7 +688,7 @@ def _kept(snapshot: Snapshot) -> str:
 def _put(made: _Launcher, data: bytes, name: str) -> None:
     fd = _memory_file(data)
     try:
-        made.ask("put", fd, name=name, size=len(data))
+        made.ask("put", fd, name=name)
     finally:
         os.close(fd)
 
@@ -688,11 +700,6 @@ def _memory_file(data: bytes) -> int:
         view = view[os.write(fd, view) :]
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
-
-
-def _remove_groups(name: str) -> None:
-    bases = cgroups._bases() or {}
-    cgroups.remove(sorted({str(base / name) for base in bases.values()}))
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:

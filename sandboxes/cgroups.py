@@ -72,10 +72,10 @@ def remove(places: list[str], seconds: float = 2.0) -> bool:
 
 def make(name: str, spec: SandboxSpec, uid: int) -> Groups | None:
     """Groups with a spec's limits, which processes of ``uid`` may join; ``None`` where they cannot be had."""
-    bases = _bases()
-    if bases is None:
+    found = bases()
+    if found is None:
         return None
-    folders = {controller: base / name for controller, base in bases.items()}
+    folders = {controller: base / name for controller, base in found.items()}
     groups = Groups(folders)
     try:
         for folder in set(folders.values()):
@@ -110,7 +110,7 @@ def _version() -> int:
 
 
 @cache
-def _bases() -> dict[str, Path] | None:
+def bases() -> dict[str, Path] | None:
     """Our folder under each controller, made; ``None`` where this may not be."""
     if os.geteuid() != 0:
         return None
@@ -124,15 +124,15 @@ def _bases() -> dict[str, Path] | None:
             base.mkdir(exist_ok=True)
             (base / "cgroup.subtree_control").write_text(enable)
             return dict.fromkeys(CONTROLLERS, base)
-        bases = {}
+        made = {}
         for controller in CONTROLLERS:
             # Under the group of this process, so that a container's own limits go on to hold.
             base = ROOT / controller / _own(controller).lstrip("/") / FOLDER
             if not base.parent.joinpath("cgroup.procs").exists():
                 base = ROOT / controller / FOLDER
             base.mkdir(exist_ok=True)
-            bases[controller] = base
-        return bases
+            made[controller] = base
+        return made
     except OSError:
         return None
 

@@ -5,9 +5,9 @@ other); it keeps of a command's output what was asked for, reads on and counts t
 nothing but what Python's core holds, so that a sandbox is ready in milliseconds. It runs as the code that it
 serves does, and is trusted as little.
 
-It runs by itself, with any Python from 3.6 on: ``python3 -I -S -B guest.py``. Requests come as a length (4
-bytes, big endian) and a marshalled tuple; answers go as a kind (1 byte), the number of what they answer (4),
-a length (4), and that many bytes. Nothing here is ever unmarshalled on the host.
+It runs by itself, with any Python from 3.6 on: ``python3 -I -S -B guest.py [PROCESSES]``. Requests come as a
+length (4 bytes, big endian) and a marshalled tuple; answers go as a kind (1 byte), the number of what they
+answer (4), a length (4), and that many bytes. Nothing here is ever unmarshalled on the host.
 """
 
 # ruff: noqa: SIM105 - contextlib is not loaded here
@@ -426,6 +426,10 @@ def kill_group(pid, signal):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NPROC, (int(sys.argv[1]), int(sys.argv[1])))
     GUEST = Guest()
     try:
         GUEST.serve()

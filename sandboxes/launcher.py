@@ -1,14 +1,16 @@
 """The process that starts bubblewrap sandboxes: small, long-lived, without rights, and the end of them all.
 
-Invariants: it gives up root before anything else, and never gets it back, so no sandbox that it starts is root on
-the host, whatever it is inside. What it mounts lies in a mount namespace of its own, so the kernel removes it with
-the last of its processes; every sandbox dies with it, and it dies with its owner (the end of a socket).
-Nothing that runs in a sandbox speaks to it.
+Invariants: it gives up root before anything else, and never gets it back, so no sandbox that it starts is
+root on the host, whatever it is inside. What it mounts lies in a mount namespace of its own, so the kernel
+removes it with the last of its processes; every sandbox dies with it, and it dies with its owner (the end of
+a socket). Nothing that runs in a sandbox speaks to it.
 
 It runs by itself: ``python3 -I -S -B launcher.py``. Requests come over a socket of sequenced packets on file
 descriptor 0: a JSON object and file descriptors beside it; each is answered by one. It tells of itself, too:
 ``{"ended": id, "status": …, "memory": …}`` when a sandbox's first process has ended.
 """
+
+from __future__ import annotations
 
 import array
 import contextlib
@@ -24,6 +26,7 @@ import socket
 import stat
 import sys
 import time
+from typing import Any
 
 PLACE = "/mnt"
 """Where it mounts its own file system; it exists on every Linux, and only this process sees what is there."""
@@ -43,25 +46,26 @@ class Launched:
     """One sandbox.
 
     Attributes:
+        id: Its name.
         pid: Of bubblewrap's outer process, which nobody inside can reach.
         memory: Bytes that all its processes may hold; 0: somebody else counts.
         killed: How many of its processes were killed because they held too much.
     """
 
-    def __init__(self, pid, memory):
-        self.pid, self.memory, self.killed = pid, memory, 0
+    def __init__(self, id: str, pid: int, memory: int) -> None:
+        self.id, self.pid, self.memory, self.killed = id, pid, memory, 0
 
 
 class Launcher:
     """Serves one owner."""
 
-    def __init__(self, owner):
+    def __init__(self, owner: socket.socket) -> None:
         self.owner = owner
-        self.running = {}
-        self.by_pid = {}
+        self.running: dict[str, Launched] = {}
+        self.by_pid: dict[int, Launched] = {}
         self.next_look = 0.0
 
-    def serve(self):
+    def serve(self) -> None:
         """Answer until the owner goes away; then everything ends."""
         woken, waking = os.pipe()
         os.set_blocking(woken, False)
@@ -72,20 +76,20 @@ class Launcher:
         poll.register(self.owner, select.POLLIN)
         poll.register(woken, select.POLLIN)
         while True:
-            for fd, event in poll.poll(self.patience()):
+            for fd, _ in poll.poll(self.patience()):
                 if fd == woken:
                     with contextlib.suppress(BlockingIOError):
                         os.read(woken, 4096)
-                elif not self.answer(event):
+                elif not self.answer():
                     return
             self.reap()
             self.look()
 
-    def patience(self):
+    def patience(self) -> int | None:
         """Milliseconds until memory is looked at again."""
         return max(1, int(1000 * (self.next_look - time.monotonic()))) if self.running else None
 
-    def answer(self, event):
+    def answer(self) -> bool:
         """Take one request; ``False`` when the owner is gone."""
         try:
             data, ancillary, _, _ = self.owner.recvmsg(LONGEST, 4096)
@@ -93,14 +97,14 @@ class Launcher:
             return False
         if not data:
             return False
-        fds = array.array("i")
+        fds: array.array[int] = array.array("i")
         for _, _, content in ancillary:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
         request = json.loads(data)
         try:
             told = getattr(self, "do_" + request.pop("do"))(fds=list(fds), **request)
         except OSError as error:
-            told = {"error": "%s: %s" % (error.filename or "it failed", error.strerror)}
+            told = {"error": f"{error.filename or 'it failed'}: {error.strerror}"}
         except Exception as error:
             told = {"error": repr(error)}
         for fd in fds:
@@ -108,34 +112,30 @@ class Launcher:
         self.send(dict(told or {}, answer=True))
         return True
 
-    def send(self, told):
+    def send(self, told: dict[str, Any]) -> None:
         """Tell the owner something; it always reads."""
         with contextlib.suppress(ConnectionError):
             self.owner.sendmsg([json.dumps(told).encode()])
 
     # Requests -------------------------------------------------------------------------------
 
-    def do_make(self, fds, place, disk, inodes, source=None, layer=None):
+    def do_make(self, fds: list[int], place: str, disk: int, inodes: int) -> None:
         """A file system for a sandbox's files, of ``disk`` bytes, with ``work`` and ``tmp`` in it."""
         path = os.path.join(PLACE, place)
         os.mkdir(path)
-        options = "size=%d,nr_inodes=%d,mode=0700" % (disk, inodes)
+        options = f"size={disk},nr_inodes={inodes},mode=0700"
         mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, options)
-        for name in ("work", "tmp", "upper", "scratch"):
+        for name in ("work", "tmp"):
             os.mkdir(os.path.join(path, name))
-        if source is not None:
-            copy(os.path.join(PLACE, source), os.path.join(path, "work"))
-        if layer is not None:
-            copy(layer, os.path.join(path, "work"))
 
-    def do_drop(self, fds, place):
+    def do_drop(self, fds: list[int], place: str) -> None:
         """Unmount a sandbox's files; they are gone."""
         path = os.path.join(PLACE, place)
         libc.umount2(path.encode(), MNT_DETACH)
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(path)
 
-    def do_put(self, fds, name, size):
+    def do_put(self, fds: list[int], name: str) -> None:
         """Keep a program or a file of ours, sent as a file descriptor."""
         path = os.path.join(PLACE, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -143,47 +143,55 @@ class Launcher:
             shutil.copyfileobj(content, sink)
         os.chmod(path, 0o555)
 
-    def do_folder(self, fds, name):
+    def do_folder(self, fds: list[int], name: str) -> None:
         """Keep an empty folder of ours."""
         os.makedirs(os.path.join(PLACE, name), exist_ok=True)
 
-    def do_link(self, fds, name, target):
+    def do_link(self, fds: list[int], name: str, target: str) -> None:
         """Keep a link of ours."""
         os.symlink(target, os.path.join(PLACE, name))
 
-    def do_start(self, fds, id, argv, limits, memory, groups, kept):
+    def do_start(
+        self,
+        fds: list[int],
+        id: str,
+        argv: list[str],
+        limits: dict[str, int],
+        memory: int,
+        groups: list[str],
+        kept: list[int],
+    ) -> dict[str, Any]:
         """Start bubblewrap: standard streams are the first three file descriptors; ``kept`` ones stay open.
 
         ``{N}`` in an argument is the N-th file descriptor as the new process knows it; ``{place}`` is ours.
         """
         words = [word.replace("{place}", PLACE) for word in argv]
         for number in kept:
-            words = [word.replace("{%d}" % number, str(fds[number])) for word in words]
+            words = [word.replace("{" + str(number) + "}", str(fds[number])) for word in words]
         pid = os.fork()
         if pid == 0:
             try:
                 become(words, fds, limits, groups, kept)
             except OSError as error:
-                os.write(2, ("cannot start: %s\n" % error).encode())
+                os.write(2, f"cannot start: {error}\n".encode())
             finally:
                 os._exit(126)
-        launched = Launched(pid, memory)
+        launched = Launched(id, pid, memory)
         self.running[id] = self.by_pid[pid] = launched
-        launched.id = id
         self.next_look = min(self.next_look or 0, time.monotonic() + GLANCE)
         return {"pid": pid}
 
-    def do_stop(self, fds, id):
+    def do_stop(self, fds: list[int], id: str) -> None:
         """Kill a sandbox; its end is told as any other."""
         launched = self.running.get(id)
         if launched is not None:
             os.kill(launched.pid, signal.SIGKILL)
 
-    def do_copy(self, fds, source, target):
-        """Copy a sandbox's files to another's, or to a new name of their own."""
+    def do_copy(self, fds: list[int], source: str, target: str) -> None:
+        """Copy a sandbox's files, or a folder of the host, into a sandbox's files."""
         copy(os.path.join(PLACE, source), os.path.join(PLACE, target))
 
-    def do_clear(self, fds, place):
+    def do_clear(self, fds: list[int], place: str) -> None:
         """Remove everything in a folder of a sandbox's files."""
         path = os.path.join(PLACE, place)
         shutil.rmtree(path, ignore_errors=True)
@@ -191,7 +199,7 @@ class Launcher:
 
     # Ends -----------------------------------------------------------------------------------
 
-    def reap(self):
+    def reap(self) -> None:
         """Tell of sandboxes that ended."""
         while True:
             try:
@@ -206,7 +214,7 @@ class Launcher:
                 code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
                 self.send({"ended": launched.id, "status": code, "memory": launched.killed})
 
-    def look(self):
+    def look(self) -> None:
         """Kill the largest processes of a sandbox that holds too much memory.
 
         One look costs a pass over /proc, so it is made ten times as rarely as it takes time.
@@ -232,12 +240,14 @@ class Launcher:
         self.next_look = time.monotonic() + max(GLANCE if watched else IDLE, 10 * took)
 
 
-def become(words, fds, limits, groups, kept):
+def become(
+    words: list[str], fds: list[int], limits: dict[str, int], groups: list[str], kept: list[int]
+) -> None:
     """In the child: join control groups, set limits, and become bubblewrap."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for group in groups:
-        with open(os.path.join(group, "cgroup.procs"), "w") as place:
-            place.write("0")
+        with open(os.path.join(group, "cgroup.procs"), "w") as procs:
+            procs.write("0")
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
@@ -253,16 +263,17 @@ def become(words, fds, limits, groups, kept):
     os.execve(words[0], words, {})
 
 
-def processes():
+def processes() -> tuple[dict[int, list[int]], dict[int, int]]:
     """Children by process, and bytes held by process, of the whole machine in one pass.
 
     Shared pages are counted once for each who maps them: what is held is never underestimated.
     """
-    children, held = {}, {}
+    children: dict[int, list[int]] = {}
+    held: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                with open("/proc/%s/stat" % name, "rb") as place:
+                with open(f"/proc/{name}/stat", "rb") as place:
                     fields = place.read().rpartition(b")")[2].split()
             except OSError:
                 continue
@@ -271,17 +282,18 @@ def processes():
     return children, held
 
 
-def descendants(pid, children):
+def descendants(pid: int, children: dict[int, list[int]]) -> list[int]:
     """A process and all below it."""
-    found, rest = [], [pid]
+    found: list[int] = []
+    rest = [pid]
     while rest:
         found.append(rest.pop())
         rest += children.get(found[-1], ())
     return found
 
 
-def copy(source, target):
-    """Copy what is in a folder: files, folders, links and their modes; nothing else, and no link is followed."""
+def copy(source: str, target: str) -> None:
+    """Copy what is in a folder: files, folders, links and their modes; no link is followed."""
     os.makedirs(target, exist_ok=True)
     with os.scandir(source) as entries:
         for entry in entries:
@@ -296,7 +308,7 @@ def copy(source, target):
                 copy_file(entry.path, into, found)
 
 
-def copy_file(source, target, found):
+def copy_file(source: str, target: str, found: os.stat_result) -> None:
     """Copy one file, holes and all."""
     reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -316,14 +328,14 @@ def copy_file(source, target, found):
         os.close(reading)
 
 
-def mount(source, target, kind, flags, options):
+def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
     """Mount, or raise ``OSError``."""
     if libc.mount(source.encode(), target.encode(), kind.encode(), flags, options.encode()) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), target)
 
 
-def confine(uid):
+def confine(uid: int) -> None:
     """Become an ordinary user in namespaces of one's own, where mounting is allowed and seen by nobody else.
 
     Args:
@@ -346,8 +358,8 @@ def confine(uid):
         raise OSError(number, os.strerror(number), "user namespaces")
     for name, text in (
         ("setgroups", "deny"),
-        ("uid_map", "%d %d 1" % (own, own)),
-        ("gid_map", "%d %d 1" % (group, group)),
+        ("uid_map", f"{own} {own} 1"),
+        ("gid_map", f"{group} {group} 1"),
     ):
         with open("/proc/self/" + name, "w") as place:
             place.write(text)
@@ -355,7 +367,7 @@ def confine(uid):
     mount("tmpfs", PLACE, "tmpfs", MS_NOSUID | MS_NODEV, "size=67108864,mode=0755")
 
 
-def main(uid):
+def main(uid: int) -> None:
     """Serve the owner at the other end of file descriptor 0."""
     owner = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -368,7 +380,7 @@ def main(uid):
     try:
         confine(uid)
     except OSError as error:
-        launcher.send({"error": "%s: %s" % (error.filename or "", error.strerror), "answer": True})
+        launcher.send({"error": f"{error.filename or ''}: {error.strerror}", "answer": True})
         return
     launcher.send({"answer": True, "uid": os.getuid()})
     launcher.serve()

@@ -13,20 +13,18 @@ from functools import cache
 
 from agentgym.errors import MissingDependency, SandboxFailed
 
-DENIED = """
-    ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_getfd
-    keyctl add_key request_key
-    bpf perf_event_open userfaultfd fanotify_init lookup_dcookie
-    io_uring_setup io_uring_enter io_uring_register
-    mount umount2 pivot_root move_mount open_tree open_tree_attr fsopen fsconfig fsmount fspick mount_setattr
-    unshare setns chroot name_to_handle_at open_by_handle_at
-    swapon swapoff reboot kexec_load kexec_file_load init_module finit_module delete_module create_module
-    acct quotactl quotactl_fd nfsservctl uselib vhangup syslog sysfs _sysctl
-    settimeofday clock_settime clock_adjtime adjtimex stime sethostname setdomainname
-    iopl ioperm modify_ldt vm86 vm86old
-    mbind set_mempolicy set_mempolicy_home_node migrate_pages move_pages
-""".split()
-"""Answered with EPERM."""
+DENIED = (
+    "ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_getfd keyctl add_key "
+    "request_key bpf perf_event_open userfaultfd fanotify_init lookup_dcookie io_uring_setup "
+    "io_uring_enter io_uring_register mount umount2 pivot_root move_mount open_tree open_tree_attr "
+    "fsopen fsconfig fsmount fspick mount_setattr unshare setns chroot name_to_handle_at "
+    "open_by_handle_at swapon swapoff reboot kexec_load kexec_file_load init_module finit_module "
+    "delete_module create_module acct quotactl quotactl_fd nfsservctl uselib vhangup syslog sysfs "
+    "_sysctl settimeofday clock_settime clock_adjtime adjtimex stime sethostname setdomainname iopl "
+    "ioperm modify_ldt vm86 vm86old mbind set_mempolicy set_mempolicy_home_node migrate_pages "
+    "move_pages "
+)
+"""Answered with EPERM; names with spaces between them."""
 
 NAMESPACES = (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
 """``CLONE_NEW*``: time, mount, cgroup, uts, ipc, user, pid, net."""
@@ -57,7 +55,7 @@ def program() -> bytes:
 
     made = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
     refuse = pyseccomp.ERRNO(errno.EPERM)
-    for name in DENIED:
+    for name in DENIED.split():
         _add(made, refuse, name)
     # clone3 hides its flags in memory; libraries go back to clone when it is not there.
     _add(made, pyseccomp.ERRNO(errno.ENOSYS), "clone3")
