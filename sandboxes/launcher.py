@@ -249,7 +249,9 @@ def become(
         with open(os.path.join(group, "cgroup.procs"), "w") as procs:
             procs.write("0")
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # What is ignored here would be ignored by every command inside: `kill` and `timeout` would do nothing.
+    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     os.setsid()
     for number in range(3):
         os.dup2(fds[number], number)
