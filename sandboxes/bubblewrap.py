@@ -72,7 +72,7 @@ class _Launcher:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", launcher.__file__, str(uid)],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd="/",
                 env={},
@@ -85,7 +85,7 @@ class _Launcher:
             theirs.close()
         self._socket = ours
         self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._ends: dict[str, Callable[[dict[str, Any] | None], None]] = {}
+        self._ends: dict[str, Callable[[dict[str, Any] | None], object]] = {}
         self._lock = threading.Lock()
         self.gone = False
         self._reader = threading.Thread(target=self._listen, name="agentgym-launcher", daemon=True)
@@ -108,7 +108,7 @@ class _Launcher:
                 raise SandboxFailed(f"the launcher of sandboxes cannot be reached: {error}") from error
             return self._take(what)
 
-    def on_end(self, id: str, told: Callable[[dict[str, Any] | None], None]) -> None:
+    def on_end(self, id: str, told: Callable[[dict[str, Any] | None], object]) -> None:
         """Have ``told`` called on another thread once a sandbox ended; with ``None`` if the launcher did."""
         self._ends[id] = told
 
@@ -195,7 +195,8 @@ class BubblewrapBackend(Backend):
         """See :meth:`Backend.run`."""
         spec = self._checked(spec or SandboxSpec())
         await self._opened()
-        return await self._once(command, spec, seconds)
+        result: ExecResult = await self._once(command, spec, seconds)
+        return result
 
     async def forget(self, snapshot: Snapshot) -> None:
         """See :meth:`Backend.forget`."""

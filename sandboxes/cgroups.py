@@ -82,6 +82,7 @@ def make(name: str, spec: SandboxSpec, uid: int) -> Groups | None:
             folder.mkdir()
             os.chown(folder / "cgroup.procs", uid, uid)
         quota = int(spec.cpus * PERIOD)
+        settings: dict[str, dict[str, int | str]]
         if _version() == 2:
             settings = {
                 "memory": {"memory.max": spec.memory, "memory.swap.max": 0},

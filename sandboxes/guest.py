@@ -13,7 +13,7 @@ answer (4), a length (4), and that many bytes. Nothing here is ever unmarshalled
 # ruff: noqa: SIM105 - contextlib is not loaded here
 
 # The C cores of `signal` and `stat`: their Python shells cost milliseconds.
-import _signal as signals
+import _signal as signals  # type: ignore[import-not-found]
 import _stat as stat
 import errno
 import marshal
@@ -31,27 +31,29 @@ GRACE = 0.5
 class Command:
     """A command that runs, and what is known of it."""
 
-    def __init__(self, number, pid, pipes, until, started):
+    def __init__(
+        self, number: int, pid: int, pipes: "tuple[int, int, int]", until: float, started: float
+    ) -> None:
         self.number, self.pid, self.until, self.started = number, pid, until, started
         self.stdin, self.stdout, self.stderr = pipes
         self.left = {b"o": 0, b"e": 0}
         self.cut = {b"o": 0, b"e": 0}
         self.paced = False
         self.flags = 0
-        self.pending = []
+        self.pending: list[bytes] = []
         self.closing = False
 
 
 class Guest:
     """Serves one host."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.incoming = b""
         self.poll = select.poll()
-        self.commands = {}
-        self.by_pid = {}
-        self.readers = {}
-        self.writers = {}
+        self.commands: dict[int, Command] = {}
+        self.by_pid: dict[int, Command] = {}
+        self.readers: dict[int, tuple[Command, bytes]] = {}
+        self.writers: dict[int, Command] = {}
         # A child's end wakes the loop through this pipe.
         self.woken, waking = os.pipe()
         os.set_blocking(self.woken, False)
@@ -62,7 +64,7 @@ class Guest:
         self.poll.register(0, select.POLLIN)
         self.poll.register(self.woken, select.POLLIN)
 
-    def serve(self):
+    def serve(self) -> None:
         """Answer until the host goes away."""
         self.send(b"h", 0, b"%d.%d" % sys.version_info[:2])
         while True:
@@ -82,12 +84,12 @@ class Guest:
             self.expire()
             self.reap()
 
-    def patience(self):
+    def patience(self) -> "int | None":
         """Milliseconds until the next deadline; ``None`` without one."""
         ends = [command.until for command in self.commands.values() if command.until]
         return max(0, int((min(ends) - time.monotonic()) * 1000) + 1) if ends else None
 
-    def receive(self):
+    def receive(self) -> bool:
         """Read what has come; ``False`` at the host's end."""
         piece = os.read(0, 1 << 20)
         if not piece:
@@ -116,7 +118,7 @@ class Guest:
                 self.send(b"f", number, repr(error).encode("utf-8", "replace"))
         return True
 
-    def send(self, kind, number, payload=b""):
+    def send(self, kind: bytes, number: int, payload: bytes = b"") -> None:
         """Answer the host; it always reads."""
         data = kind + number.to_bytes(4, "big") + len(payload).to_bytes(4, "big") + payload
         while data:
@@ -124,7 +126,16 @@ class Guest:
 
     # Commands -------------------------------------------------------------------------------
 
-    def do_exec(self, number, argv, cwd, env, stdin, seconds, limit):
+    def do_exec(
+        self,
+        number: int,
+        argv: "list[str]",
+        cwd: str,
+        env: "dict[str, str]",
+        stdin: "bytes | None",
+        seconds: float,
+        limit: int,
+    ) -> None:
         """Start a command.
 
         ``stdin`` is what it reads; of each stream ``limit`` bytes are kept. ``None``: its input stays open,
@@ -169,7 +180,7 @@ class Guest:
             command.pending.append(stdin)
         self.feed(command)
 
-    def do_stdin(self, number, data):
+    def do_stdin(self, number: int, data: "bytes | None") -> None:
         """Send to a command's input; ``None`` closes it."""
         command = self.commands.get(number)
         if command is not None:
@@ -179,7 +190,7 @@ class Guest:
                 command.pending.append(data)
             self.feed(command)
 
-    def do_more(self, number, count):
+    def do_more(self, number: int, count: int) -> None:
         """Go on with a command's output that waits."""
         command = self.commands.get(number)
         if command is not None:
@@ -189,13 +200,13 @@ class Guest:
                         self.poll.register(fd, select.POLLIN)
                     command.left[kind] += count
 
-    def do_signal(self, number, signal):
+    def do_signal(self, number: int, signal: int) -> None:
         """Send a signal to a command's process group."""
         command = self.commands.get(number)
         if command is not None:
             kill_group(command.pid, signal)
 
-    def do_clear(self, number):
+    def do_clear(self, number: int) -> None:
         """End every process but this one; outside a namespace of its own, the groups of commands."""
         for command in self.commands.values():
             kill_group(command.pid, signals.SIGKILL)
@@ -209,7 +220,7 @@ class Guest:
                 self.reap()
         self.send(b"k", number)
 
-    def feed(self, command):
+    def feed(self, command: Command) -> None:
         """Write what a command has not read yet."""
         fd = command.stdin
         if fd < 0:
@@ -234,7 +245,7 @@ class Guest:
             os.close(fd)
             command.stdin = -1
 
-    def forward(self, fd):
+    def forward(self, fd: int) -> bool:
         """Pass a piece of output on, as far as it is kept; ``False`` when there is none now."""
         command, kind = self.readers[fd]
         left = command.left[kind]
@@ -255,14 +266,14 @@ class Guest:
             self.poll.unregister(fd)
         return True
 
-    def drop(self, fd):
+    def drop(self, fd: int) -> None:
         """Close an output; it may be one that waits."""
         command, kind = self.readers.pop(fd)
         if not command.paced or command.left[kind] > 0:
             self.poll.unregister(fd)
         os.close(fd)
 
-    def expire(self):
+    def expire(self) -> None:
         """Kill what is over its deadline."""
         now = time.monotonic()
         for command in self.commands.values():
@@ -271,7 +282,7 @@ class Guest:
                 command.flags |= TIMED_OUT
                 kill_group(command.pid, signals.SIGKILL)
 
-    def reap(self):
+    def reap(self) -> None:
         """Tell of commands that ended, and bury orphans."""
         while True:
             try:
@@ -285,6 +296,8 @@ class Guest:
                 continue
             # What is in its pipes now is its output; whatever it left running is not waited for.
             for fd in (command.stdout, command.stderr):
+                if self.readers.get(fd, (None,))[0] is not command:
+                    continue  # closed already, and its number may be another command's by now
                 until = time.monotonic() + GRACE
                 while fd in self.readers and self.forward(fd) and time.monotonic() < until:
                     pass
@@ -300,7 +313,7 @@ class Guest:
 
     # Files ----------------------------------------------------------------------------------
 
-    def do_read(self, number, path, limit):
+    def do_read(self, number: int, path: str, limit: int) -> None:
         """A regular file's content."""
         # Not blocking: a pipe that nobody writes to would hold up everything.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -321,7 +334,7 @@ class Guest:
             os.close(fd)
         self.send(b"k", number)
 
-    def do_write(self, number, path, data, mode, first):
+    def do_write(self, number: int, path: str, data: bytes, mode: int, first: bool) -> None:
         """Write a file, or add to it."""
         folder = os.path.dirname(path)
         if first and folder:
@@ -339,7 +352,7 @@ class Guest:
             os.close(fd)
         self.send(b"k", number)
 
-    def do_link(self, number, target, path):
+    def do_link(self, number: int, target: str, path: str) -> None:
         """Make a symbolic link, in place of what is there."""
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
@@ -349,13 +362,13 @@ class Guest:
         os.symlink(target, path)
         self.send(b"k", number)
 
-    def do_folder(self, number, path, mode):
+    def do_folder(self, number: int, path: str, mode: int) -> None:
         """Make a folder and those above it."""
         os.makedirs(path, exist_ok=True)
         os.chmod(path, mode)
         self.send(b"k", number)
 
-    def do_list(self, number, path, most):
+    def do_list(self, number: int, path: str, most: int) -> None:
         """What is in a folder, in all depths: kind, mode, size and relative name, NUL between them.
 
         At most ``most`` entries; the host counts them.
@@ -366,7 +379,9 @@ class Guest:
             self.send(b"o", number, b"%s %o %d \0" % (kind, found.st_mode & 0o777, found.st_size))
             self.send(b"k", number)
             return
-        folders, listed, count = [b""], [], 0
+        folders = [b""]
+        listed: list[bytes] = []
+        count = 0
         root = os.fsencode(path)
         while folders:
             inside = folders.pop()
@@ -393,12 +408,12 @@ class Guest:
                 listed = []
         self.send(b"k", number)
 
-    def do_ping(self, number):
+    def do_ping(self, number: int) -> None:
         """Show that this is alive."""
         self.send(b"k", number)
 
 
-def execute(argv, env):
+def execute(argv: "list[str]", env: "dict[str, str]") -> None:
     """Become a command, searched on the path; raises ``OSError``."""
     name = argv[0]
     if "/" in name:
@@ -414,7 +429,7 @@ def execute(argv, env):
     raise problem
 
 
-def kill_group(pid, signal):
+def kill_group(pid: int, signal: int) -> None:
     """Send a signal to the group that a command leads; one that is gone is no matter."""
     try:
         os.killpg(pid, signal)

@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,10 +85,10 @@ class ServedSandbox(Sandbox):
             why: What was wrong with the worker; empty where it only hung up.
         """
 
-    def _attach(self, incoming: int, outgoing: int) -> None:
-        """Speak to the worker over these file descriptors."""
+    def _attach(self, incoming: int, outgoing: int, unwrap: Callable[[bytes], bytes] = bytes) -> None:
+        """Speak to the worker over these file descriptors; ``unwrap``: see :class:`Channel`."""
         self._end = asyncio.get_running_loop().create_future()
-        self._channel = Channel(incoming, outgoing, self._hung_up)
+        self._channel = Channel(incoming, outgoing, self._hung_up, unwrap)
 
     def _detach(self) -> None:
         """Stop speaking; whoever waits is told that the sandbox was closed."""
@@ -399,9 +399,8 @@ class _Process(Process):
             return None
         waiting: asyncio.Future[tuple[bytes, bytes]] = asyncio.ensure_future(self._output.get())
         try:
-            found = await asyncio.wait(
-                {waiting, self._sandbox._end}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
-            )
+            both: set[asyncio.Future[Any]] = {waiting, self._sandbox._end}
+            found = await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not waiting.done():
                 waiting.cancel()
