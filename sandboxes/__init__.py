@@ -18,6 +18,7 @@ from agentgym.sandboxes.base import Sandbox as Sandbox
 from agentgym.sandboxes.base import SandboxEnded as SandboxEnded
 from agentgym.sandboxes.base import SandboxSpec as SandboxSpec
 from agentgym.sandboxes.base import Snapshot as Snapshot
+from agentgym.sandboxes.pool import SandboxPool as SandboxPool
 
 BACKENDS = {
     "bubblewrap": "agentgym.sandboxes.bubblewrap:BubblewrapBackend",
