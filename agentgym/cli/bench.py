@@ -41,6 +41,13 @@ def environments(as_json: bool) -> None:
     _show(_run(_checkout() / "environments.py"), as_json)
 
 
+@command.command("sandboxes")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def sandboxes(as_json: bool) -> None:
+    """Sandboxes: how long they take to start, to run a command, to fork; docker's exec beside ours."""
+    _show(_run(_checkout() / "sandboxes.py"), as_json)
+
+
 @command.command("learning", context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def learning(arguments: tuple[str, ...]) -> None:
