@@ -124,7 +124,12 @@ class ProcessSandbox(ServedSandbox):
         command = [sys.executable, "-I", "-S", "-B", guest.__file__]
         try:
             process = subprocess.Popen(  # noqa: ASYNC220 - a millisecond, and asyncio's takes longer
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=work, env={}, process_group=0
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=work,
+                env={"TMPDIR": f"{self._folder}/tmp"},
+                process_group=0,
             )
         except OSError as error:
             raise SandboxFailed(f"cannot start a process: {error}") from error
@@ -197,6 +202,7 @@ class ProcessSandbox(ServedSandbox):
                 self._process.wait(2.0)
             self._process.kill()
             self._process.wait()
+            records.kill_those_of(str(self._folder))
 
     def _inside(self, *parts: str) -> str:
         joined = super()._inside(*parts)

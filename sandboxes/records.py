@@ -107,13 +107,28 @@ def collect(wanted: Callable[[Record], bool] = lambda record: record.orphaned) -
 
 
 def clean_process(record: Record) -> None:
-    """Kill the group and remove the folder of a sandbox of the backend ``process``."""
-    pid = int(record.parts["pid"])
-    with contextlib.suppress(OSError):
-        # A worker whose owner is gone has ended by itself; its number may be another's by now.
-        if "guest.py" in Path(f"/proc/{pid}/cmdline").read_text():
-            os.killpg(pid, signal.SIGKILL)
+    """Kill the processes and remove the folder of a sandbox of the backend ``process``."""
+    kill_those_of(str(record.parts["folder"]))
     shutil.rmtree(str(record.parts["folder"]), ignore_errors=True)
+
+
+def kill_those_of(folder: str) -> None:
+    """Kill every process whose temporary folder is in ``folder``, whoever its parent is by now.
+
+    That is how commands of the backend ``process`` are known; one that hides it is not found.
+    """
+    mark = f"\0TMPDIR={folder}/".encode()
+    for _ in range(3):  # one may start another meanwhile
+        found = []
+        for place in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mark in b"\0" + place.read_bytes():
+                    found.append(int(place.parent.name))
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            return
 
 
 def start_of(pid: int) -> int | None:

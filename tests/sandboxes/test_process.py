@@ -1,0 +1,46 @@
+"""The backend that isolates nothing: it says so, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from agentgym.errors import UsageError
+from agentgym.sandboxes import make_backend
+
+
+def test_it_starts_only_for_who_says_unsafe() -> None:
+    with pytest.raises(UsageError, match="isolates nothing"):
+        make_backend("process")
+
+
+@pytest.mark.parametrize(
+    "way", ["setsid sleep 300 &", "kill -9 $PPID; sleep 300", "setsid sh -c 'sleep 300 & exit' &"]
+)
+def test_what_was_left_running_is_ended(way: str) -> None:
+    async def check() -> None:
+        async with make_backend("process", unsafe=True) as backend:
+            sandbox = await backend.start()
+            task = asyncio.create_task(sandbox.exec(f"echo $TMPDIR > where; {way}"))
+            done, _ = await asyncio.wait({task}, timeout=5)
+            assert done, "a command that leaves something behind does not wait for it"
+            folder = Path(sandbox._folder)  # type: ignore[attr-defined]
+            await sandbox.close()
+            assert not running(str(folder)) and not folder.exists()
+
+    asyncio.run(check())
+
+
+def running(folder: str) -> list[str]:
+    found = []
+    time.sleep(0.05)
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if folder.encode() in place.read_bytes():
+                found.append(place.parent.name)
+        except OSError:
+            continue
+    return found
