@@ -47,10 +47,17 @@ class Channel:
         incoming: File descriptor that it is read from; the channel owns it.
         outgoing: File descriptor that it is written to; may be the same one.
         on_end: Called once, when it ends, with what went wrong (empty: the worker hung up).
+        unwrap: Takes what was read, and gives what the worker said of it; default: all.
     """
 
-    def __init__(self, incoming: int, outgoing: int, on_end: Callable[[str], None]) -> None:
-        self._in, self._out, self._on_end = incoming, outgoing, on_end
+    def __init__(
+        self,
+        incoming: int,
+        outgoing: int,
+        on_end: Callable[[str], None],
+        unwrap: Callable[[bytes], bytes] = bytes,
+    ) -> None:
+        self._in, self._out, self._on_end, self._unwrap = incoming, outgoing, on_end, unwrap
         os.set_blocking(incoming, False)
         os.set_blocking(outgoing, False)
         self._loop = asyncio.get_running_loop()
@@ -135,7 +142,7 @@ class Channel:
         if not piece:
             self._end("")
             return
-        self._buffer += piece
+        self._buffer += self._unwrap(piece)
         start = 0
         while not self._closed and len(self._buffer) - start >= HEAD:
             kind = bytes(self._buffer[start : start + 1])

@@ -1,0 +1,572 @@
+"""Sandboxes in containers of Docker or Podman.
+
+Invariants: a container has no network, no capabilities, a read-only root, and limits that the daemon says it
+holds; all that happens in it goes over one attached stream to the worker that is its first process, never
+through an exec a command; and whether the code inside or somebody outside ended it is read from the daemon.
+
+By default nothing but the working directory, ``/tmp`` and ``/dev/shm`` can be written: file systems in
+memory that share the spec's ``disk`` and ``inodes`` (three quarters, a fifth, and the rest) and are charged
+to its ``memory``; a snapshot is an archive of the working directory. With ``writable=True`` the root is
+written too, for images that bring their work with them: then a snapshot is an image, and the bytes and files
+written are not limited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import stat
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from agentgym.errors import SandboxFailed, UsageError
+from agentgym.sandboxes import filetree, guest, records
+from agentgym.sandboxes.base import (
+    MIB,
+    SECONDS,
+    Backend,
+    ExecResult,
+    PathRefused,
+    Sandbox,
+    SandboxEnded,
+    SandboxSpec,
+    Snapshot,
+)
+from agentgym.sandboxes.daemon import Daemon, Engine, Missing, Refused, Unwrap, discard, place
+from agentgym.sandboxes.images import build
+from agentgym.sandboxes.served import End, ServedSandbox
+
+START_SECONDS = 60.0
+COPY_SECONDS = 300.0
+OPEN_FILES = 4096
+APPEAR_SECONDS = 10.0
+"""How long after its owner's death a container may still appear."""
+
+_PYTHON = ("python3", "-I", "-S", "-B", "-c")
+_LABEL = "agentgym"
+
+
+class Kept(NamedTuple):
+    """What a snapshot is: an archive on the host, or an image of the daemon."""
+
+    file: Path | None
+    image: str | None
+    record: records.Record
+
+
+class DockerBackend(Backend):
+    """Containers.
+
+    Args:
+        runtime: The daemon's runtime, such as ``runsc``; default: its own.
+        base_url: ``unix:///path`` or ``tcp://host:port``, of Docker or Podman; default: ``$DOCKER_HOST``,
+            then Docker's socket.
+        image: Image of sandboxes whose spec names none; default: the base image (``agentgym sandbox build``).
+        writable: The root can be written; see the module.
+        user: Who runs inside, as ``uid:gid``.
+
+    Raises:
+        MissingDependency: The docker SDK is not installed.
+        UsageError: The address or the user cannot be one.
+    """
+
+    name = "docker"
+    tier = "isolated"
+
+    def __init__(
+        self,
+        *,
+        runtime: str | None = None,
+        base_url: str | None = None,
+        image: str | None = None,
+        writable: bool = False,
+        user: str = "65534:65534",
+    ) -> None:
+        uid, _, gid = user.partition(":")
+        if not (uid.isdecimal() and gid.isdecimal()):
+            raise UsageError(f"{user!r} is no user", hint="give uid:gid, such as 65534:65534")
+        self.runtime, self.image, self.writable, self.uid, self.gid = runtime, image, writable, uid, gid
+        self.daemon = Daemon(base_url)
+        self.engine = Engine(False, "")
+        held = {"cpus", "memory", "pids", "network"}
+        self.enforces = frozenset(held if writable else held | {"disk", "inodes"})
+        self._probed: asyncio.Task[Engine] | None = None
+        self._images: dict[str, tuple[str, dict[str, str]]] = {}
+        self._sandboxes: set[DockerSandbox] = set()
+        self._snapshots: dict[str, Kept] = {}
+        self._doomed: dict[str, records.Record] = {}
+        self._closed = False
+
+    async def start(
+        self, spec: SandboxSpec | None = None, *, owner: str = "", snapshot: Snapshot | None = None
+    ) -> Sandbox:
+        """See :meth:`Backend.start`."""
+        spec = spec or (snapshot.spec if snapshot else SandboxSpec())
+        if spec.rootfs is not None:
+            raise UsageError("the docker sandbox backend takes no rootfs", hint="give an image")
+        if spec.source is not None and not spec.source.is_dir():
+            raise UsageError(f"{spec.source} is no folder", hint="a sandbox shall start with its files")
+        await self.ready()
+        if snapshot is not None:
+            return await self.begin(spec, owner, self.kept(snapshot))
+        if spec.source is None:
+            return await self.begin(spec, owner, None)
+        with tempfile.TemporaryDirectory(prefix="agentgym-source-") as folder:
+            packed = Path(folder, "source.tar")
+            await asyncio.to_thread(_pack, spec.source, packed)
+            return await self.begin(spec, owner, packed)
+
+    async def run(
+        self, command: Sequence[str], spec: SandboxSpec | None = None, *, seconds: float = SECONDS
+    ) -> ExecResult:
+        """See :meth:`Backend.run`."""
+        async with await self.start(spec) as sandbox:
+            return await sandbox.exec(command, seconds=seconds)
+
+    async def forget(self, snapshot: Snapshot) -> None:
+        """See :meth:`Backend.forget`."""
+        if (kept := self._snapshots.pop(snapshot.id, None)) is not None:
+            await self.drop(kept)
+
+    async def aclose(self) -> None:
+        """See :meth:`Backend.aclose`."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._probed is not None:
+            self._probed.cancel()
+        await asyncio.gather(*(sandbox.close() for sandbox in list(self._sandboxes)))
+        for kept in self._snapshots.values():
+            await self.drop(kept)
+        self._snapshots.clear()
+        self.daemon.close()
+
+    # For its sandboxes ----------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """See once what the daemon is; remove what dead processes of this machine left.
+
+        Raises:
+            UsageError: It would ignore limits, or this backend is closed.
+            SandboxFailed: It cannot be reached.
+        """
+        if self._closed:
+            raise UsageError("this backend is closed", hint="make a new one")
+        if self._probed is None or (self._probed.done() and self._probed.exception()):
+            self._probed = asyncio.get_running_loop().create_task(self._probe())
+        self.engine = await asyncio.shield(self._probed)
+
+    async def _probe(self) -> Engine:
+        engine = await self.daemon.call(lambda _: self.daemon.probe())
+        await self.daemon.call(lambda _: _reconcile(self.daemon))
+        return engine
+
+    async def found_image(self, spec: SandboxSpec) -> tuple[str, dict[str, str]]:
+        """The name that the daemon has for a spec's image, and the image's variables.
+
+        Raises:
+            UsageError: It has none.
+        """
+        name = spec.image or self.image or build.tag()
+        if name not in self._images:
+            # Podman does not look for short names among its own.
+            names = [name, f"localhost/{name}"] if self.engine.podman else [name]
+            for known in names:
+                with contextlib.suppress(Missing):
+                    told = await self.daemon.call(lambda client, known=known: client.inspect_image(known))
+                    pairs = (told.get("Config") or {}).get("Env") or ()
+                    env = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+                    self._images[name] = known, env
+                    break
+            else:
+                ours = name == build.tag()
+                hint = "agentgym sandbox build" if ours else f"docker pull {name}, if you trust it"
+                raise UsageError(f"the container daemon has no image {name!r}", hint=hint)
+        return self._images[name]
+
+    async def begin(self, spec: SandboxSpec, owner: str, files: Path | Kept | None) -> DockerSandbox:
+        """Start a container; ``files``: an archive, or a snapshot."""
+        made = DockerSandbox(self, f"docker-{secrets.token_hex(6)}", spec, owner)
+        try:
+            await made.begin(files)
+        except BaseException:
+            await made.close()
+            raise
+        return made
+
+    def kept(self, snapshot: Snapshot) -> Kept:
+        """What a snapshot is.
+
+        Raises:
+            UsageError: It is not kept here.
+        """
+        if snapshot.id not in self._snapshots:
+            raise UsageError(f"there is no snapshot {snapshot.id!r} here")
+        return self._snapshots[snapshot.id]
+
+    async def drop(self, kept: Kept) -> None:
+        """Remove what a snapshot is; an image that a container still uses goes with the last of them."""
+        if kept.file is not None:
+            kept.file.unlink(missing_ok=True)
+            records.remove(kept.record)
+        if kept.image is not None:
+            self._doomed[kept.image] = kept.record
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Remove the images that nobody uses any more."""
+        for image, record in list(self._doomed.items()):
+            try:
+                await self.daemon.call(lambda client, image=image: client.remove_image(image))
+            except Missing:
+                pass
+            except SandboxFailed:
+                # In use, or out of reach: its record says that it is there.
+                continue
+            del self._doomed[image]
+            records.remove(record)
+
+
+class DockerSandbox(ServedSandbox):
+    """One container."""
+
+    backend = "docker"
+
+    def __init__(self, home: DockerBackend, id: str, spec: SandboxSpec, owner: str) -> None:
+        super().__init__(id, spec)
+        self._home, self._owner = home, owner
+        self._container = f"agentgym-{id}"
+        self._image_env: dict[str, str] = {}
+        self._created = ""
+        self._unsure = False
+        self._since = 0.0
+        self._unwrap = Unwrap()
+        self._record: records.Record | None = None
+        home._sandboxes.add(self)
+
+    async def begin(self, files: Path | Kept | None) -> None:
+        """Start the container, and give it its files."""
+        home, daemon = self._home, self._home.daemon
+        image, self._image_env = await home.found_image(self.spec)
+        if isinstance(files, Kept):
+            image, files = files.image or image, files.file
+        if self._record is None:
+            parts = {"url": daemon.url, "container": self._container}
+            self._record = records.Record.new(self.id, self.backend, self._owner, parts)
+            await asyncio.to_thread(records.add, self._record)
+        self._since, self._unsure = time.time(), True
+        await daemon.call(lambda client: self._create(client, image))
+        self._unsure = False
+        self._unwrap = Unwrap()
+        stream = await daemon.call(lambda _: daemon.attach(self._container))
+        self._attach(stream, stream, self._unwrap)
+        try:
+            await daemon.call(lambda client: client.start(self._container), START_SECONDS)
+        except (Missing, Refused) as error:
+            if "executable file" in error.message:
+                raise UsageError(
+                    f"the image {image} has no python3",
+                    hint="a sandbox's image needs one on its path: add it, or take another image",
+                ) from error
+            raise
+        await self._greeted(START_SECONDS)
+        if files is not None:
+            await self._unpack(files)
+
+    # The container --------------------------------------------------------------------------
+
+    def _create(self, client: Any, image: str) -> None:
+        home, spec = self._home, self.spec
+        owner = records.Record.new(self.id, self.backend, self._owner, {})
+        told = client.create_container(
+            image,
+            name=self._container,
+            hostname="sandbox",
+            user=f"{home.uid}:{home.gid}",
+            stdin_open=True,
+            entrypoint=[*_PYTHON, Path(guest.__file__).read_text(encoding="utf-8")],
+            labels={
+                _LABEL: self.id,
+                f"{_LABEL}.owner": f"{owner.pid}:{owner.started}",
+                f"{_LABEL}.place": place(),
+                f"{_LABEL}.label": self._owner,
+            },
+            host_config=client.create_host_config(**self._limits(client)),
+        )
+        self._created = str(told["Id"])
+        if warned := [w for w in told.get("Warnings") or () if "without swap" not in w]:
+            raise Refused(f"the container daemon would not hold a limit: {'; '.join(warned)}")
+        if home.writable:
+            try:
+                client.get_archive(self._container, spec.workdir)
+            except Exception as error:
+                if getattr(getattr(error, "response", None), "status_code", 0) != 404:
+                    raise
+                client.put_archive(self._container, "/", _folder(spec.workdir, int(home.uid), int(home.gid)))
+
+    def _limits(self, client: Any) -> dict[str, Any]:
+        home, spec = self._home, self.spec
+        # Podman reads the profile itself; Docker's clients send it.
+        profile = (
+            str(build.PROFILE) if home.engine.podman else json.dumps(json.loads(build.PROFILE.read_text()))
+        )
+        ulimits = [("nofile", OPEN_FILES), ("core", 0)]
+        if home.engine.podman:
+            # Its default is more than a machine may allow, and then nothing starts.
+            ulimits.append(("nproc", 8192))
+        shares = [("/dev/shm", 1 / 20, "mode=1777"), ("/tmp", 1 / 5, "mode=1777")]
+        if not home.writable:
+            shares.append((spec.workdir, 3 / 4, f"mode=0755,uid={home.uid},gid={home.gid}"))
+        common = "rw,exec,nosuid,nodev"
+        return {
+            "network_mode": spec.network,
+            "mem_limit": spec.memory,
+            "memswap_limit": spec.memory,
+            "pids_limit": spec.pids,
+            "nano_cpus": int(spec.cpus * 1e9),
+            "read_only": not home.writable,
+            "tmpfs": {
+                target: f"{common},size={int(spec.disk * part)},nr_inodes={int(spec.inodes * part)},{mode}"
+                for target, part, mode in shares
+            },
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges", f"seccomp={profile}"],
+            "ulimits": [{"Name": name, "Soft": most, "Hard": most} for name, most in ulimits],
+            "mounts": [
+                {"Type": "bind", "Source": str(m.source.resolve()), "Target": m.target, "ReadOnly": True}
+                for m in spec.mounts
+            ],
+            # Whatever the worker says would lie on the host's disk twice.
+            "log_config": {"Type": "none"},
+            "oom_score_adj": 500,
+            "runtime": home.runtime,
+        }
+
+    async def _verdict(self, why: str) -> End:
+        daemon = self._home.daemon
+        try:
+            return await daemon.call(lambda client: self._judged(client, why))
+        except Missing:
+            return End("somebody outside removed its container", outside=True)
+        except SandboxFailed as error:
+            return End(error.message, outside=True)
+
+    def _judged(self, client: Any, why: str) -> End:
+        import requests
+
+        if not why:
+            # Its streams close a moment before it has ended.
+            with contextlib.suppress(requests.RequestException):
+                client.wait(self._container, timeout=2.0)
+        state = client.inspect_container(self._container)["State"]
+        told = client.events(
+            since=f"{self._since - 1:.3f}",
+            until=f"{time.time():.3f}",
+            filters={"container": [self._created], "event": ["kill", "oom"]},
+            decode=True,
+        )
+        actions = {event.get("Action") or event.get("status") for event in told}
+        if "kill" in actions:
+            return End("somebody outside killed its container", outside=True)
+        if state.get("Paused"):
+            return End("somebody outside paused its container", outside=True)
+        if state.get("Running"):
+            client.kill(self._container)
+            return End(why or "its worker hung up")
+        if state.get("OOMKilled") or "oom" in actions:
+            return End("it ran out of memory")
+        said = self._unwrap.said.decode("utf-8", "replace").strip().splitlines()
+        last = f": {said[-1]}" if said else ""
+        return End(why or f"its worker ended with status {state.get('ExitCode')}{last}")
+
+    async def _discard(self) -> None:
+        until = time.time() + APPEAR_SECONDS if self._unsure else 0.0
+        await self._home.daemon.call(lambda _: discard(self._home.daemon, self._container, until))
+
+    # Files ----------------------------------------------------------------------------------
+
+    async def snapshot(self) -> Snapshot:
+        """See :meth:`Sandbox.snapshot`."""
+        made = Snapshot(f"snapshot-{secrets.token_hex(6)}", self.backend, self.spec)
+        self._home._snapshots[made.id] = await self._keep(made.id)
+        return made
+
+    async def restore(self, snapshot: Snapshot) -> None:
+        """See :meth:`Sandbox.restore`."""
+        kept = self._home.kept(snapshot)
+        if self._closed:
+            self._check()
+        self._detach()
+        await self._discard()
+        await self.begin(kept)
+
+    async def fork(self) -> Sandbox:
+        """See :meth:`Sandbox.fork`."""
+        kept = await self._keep(f"fork-{secrets.token_hex(6)}")
+        try:
+            return await self._home.begin(self.spec, self._owner, kept)
+        finally:
+            await self._home.drop(kept)
+
+    async def close(self) -> None:
+        """See :meth:`Sandbox.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._home._sandboxes.discard(self)
+        self._detach()
+        if self._record is not None:
+            # Where the daemon is out of reach the record stays, and with it the knowledge of what is left.
+            with contextlib.suppress(SandboxFailed):
+                await self._discard()
+                records.remove(self._record)
+        await self._home.sweep()
+
+    async def _keep(self, id: str) -> Kept:
+        self._check()
+        home = self._home
+        if home.writable:
+            name = f"agentgym/snapshot:{id}"
+            parts = {"url": home.daemon.url, "image": name}
+            record = records.Record.new(id, self.backend, self._owner, parts)
+            records.add(record)
+            repository, _, tag = name.partition(":")
+            await home.daemon.call(
+                lambda client: client.commit(self._container, repository=repository, tag=tag)
+            )
+            return Kept(None, f"localhost/{name}" if home.engine.podman else name, record)
+        handle, file = tempfile.mkstemp(prefix=f"agentgym-{id}-", suffix=".tar")
+        os.close(handle)
+        record = records.Record.new(id, self.backend, self._owner, {"file": file})
+        records.add(record)
+        try:
+            await self._pack(Path(file))
+        except BaseException:
+            os.unlink(file)
+            records.remove(record)
+            raise
+        return Kept(Path(file), None, record)
+
+    async def _pack(self, file: Path) -> None:
+        """Have the files of the working directory written to ``file``."""
+        most = self.spec.disk + self.spec.inodes * 4096 + MIB
+        process = await self.open([*_PYTHON, _SOURCE, "pack", self.spec.workdir], cwd="/")
+        said = b""
+        try:
+            with file.open("wb") as sink:
+                async with asyncio.timeout(COPY_SECONDS):
+                    while (piece := await process.read(COPY_SECONDS)) is not None:
+                        if piece[0] == "stderr":
+                            said = (said + piece[1])[-500:]
+                        elif (most := most - len(piece[1])) < 0:
+                            raise PathRefused("the working directory's archive is larger than it can be")
+                        else:
+                            sink.write(piece[1])
+        except TimeoutError:
+            raise PathRefused(f"the working directory was not read within {COPY_SECONDS:g} s") from None
+        finally:
+            await process.close()
+        if process.returned != 0:
+            raise PathRefused(
+                f"the working directory could not be read: {said.decode('utf-8', 'replace').strip()[-300:]}"
+            )
+
+    async def _unpack(self, file: Path) -> None:
+        """Give the working directory the files of an archive that :meth:`_pack` or :func:`_pack` wrote."""
+        try:
+            async with asyncio.timeout(COPY_SECONDS):
+                problem = await self._poured(file)
+        except (SandboxEnded, TimeoutError) as error:
+            problem = str(error) or f"they were not written within {COPY_SECONDS:g} s"
+        if problem:
+            raise UsageError(
+                f"the sandbox cannot take its files: {problem}", hint="allow it more disk, inodes or memory"
+            )
+
+    async def _poured(self, file: Path) -> str:
+        process = await self.open([*_PYTHON, _SOURCE, "unpack", self.spec.workdir], cwd="/")
+        ahead, said = 0, b""
+        try:
+            with file.open("rb") as content:
+                while True:
+                    if ahead < 2 and (piece := content.read(filetree.PIECE)):
+                        await process.write(piece)
+                        ahead += 1
+                        continue
+                    if (told := await process.read(COPY_SECONDS)) is None:
+                        return said.decode("utf-8", "replace").strip()[-300:] or "the copy was ended"
+                    if told[0] == "stderr":
+                        said = (said + told[1])[-500:]
+                    elif b"!" in told[1]:
+                        return ""
+                    else:
+                        ahead -= told[1].count(b".")
+        finally:
+            await process.close()
+
+    def _variables(self) -> dict[str, str]:
+        return {**super()._variables(), **self._image_env, "HOME": "/tmp", "TMPDIR": "/tmp"}
+
+
+_SOURCE = Path(filetree.__file__).read_text(encoding="utf-8")
+
+
+def clean(record: records.Record) -> None:
+    """Remove what a record names: a container, an image or an archive.
+
+    Raises:
+        MissingDependency: The docker SDK is not installed.
+        SandboxFailed: The daemon cannot be reached.
+    """
+    parts = record.parts
+    if "file" in parts:
+        Path(parts["file"]).unlink(missing_ok=True)
+        return
+    daemon = Daemon(parts["url"])
+    try:
+        if "container" in parts:
+            discard(daemon, parts["container"], record.since + APPEAR_SECONDS)
+        if "image" in parts:
+            with contextlib.suppress(Missing):
+                daemon.do(lambda client: client.remove_image(parts["image"], force=True))
+    finally:
+        daemon.close()
+
+
+def _reconcile(daemon: Daemon) -> None:
+    """Remove containers whose owners are dead, known by their labels: a record may be lost."""
+    ours = {"label": [f"{_LABEL}.place={place()}"]}
+    for found in daemon.do(lambda client: client.containers(all=True, filters=ours)):
+        pid, _, started = found["Labels"].get(f"{_LABEL}.owner", "").partition(":")
+        if pid.isdecimal() and str(records.start_of(int(pid))) != started:
+            discard(daemon, found["Id"])
+
+
+def _folder(path: str, uid: int, gid: int) -> bytes:
+    """An archive with one folder in it."""
+    entry = tarfile.TarInfo(str(PurePosixPath(path).relative_to("/")))
+    entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, 0o755, uid, gid
+    return entry.tobuf() + b"\0" * 2 * tarfile.BLOCKSIZE
+
+
+def _pack(source: Path, file: Path) -> None:
+    """Archive the files, folders and links of a folder of the host."""
+
+    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        entry.mode &= 0o777
+        return entry if entry.isreg() or entry.isdir() or entry.issym() or entry.islnk() else None
+
+    try:
+        with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as archive:
+            for name in sorted(os.listdir(source)):
+                if not stat.S_ISSOCK(os.lstat(source / name).st_mode):
+                    archive.add(source / name, name, filter=plain)
+    except OSError as error:
+        raise UsageError(f"{source} cannot be copied: {error}", hint="see that it can be read") from error
