@@ -27,11 +27,12 @@ def test_what_was_left_running_is_ended(way: str) -> None:
             task = asyncio.create_task(sandbox.exec(f"echo $TMPDIR > where; {way}"))
             done, _ = await asyncio.wait({task}, timeout=5)
             assert done, "a command that leaves something behind does not wait for it"
-            folder = Path(sandbox._folder)  # type: ignore[attr-defined]
+            folders.append(sandbox._folder)  # type: ignore[attr-defined]
             await sandbox.close()
-            assert not running(str(folder)) and not folder.exists()
 
+    folders: list[Path] = []
     asyncio.run(check())
+    assert not running(str(folders[0])) and not folders[0].exists()
 
 
 def running(folder: str) -> list[str]:
