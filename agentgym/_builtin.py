@@ -129,3 +129,10 @@ register(
     extra="text",
     summary="eight fast text games: cooking, tidying up, coins, maps, sums, sorting, Simon, instructions",
 )
+
+register(
+    "agentgym/HumanEval-v0",
+    "agentgym.environments.code.humaneval:HumanEval",
+    extra="code",
+    summary="write a function, run its visible examples in a sandbox, submit it to hidden tests",
+)

@@ -44,3 +44,10 @@ declare(
     "Apache-2.0",
     "agentgym.environments.apis.bfcl_data:obtain",
 )
+
+declare(
+    "humaneval",
+    "HumanEval's 164 functions to write, with their hidden tests (45 kB)",
+    "MIT",
+    "agentgym.environments.code.humaneval_data:obtain",
+)
