@@ -64,7 +64,7 @@ class Tool:
         name: What a policy calls it.
         description: What it does, for the policy.
         parameters: JSON Schema of the arguments, of type ``object``.
-        function: Called with the arguments by name.
+        function: Called with the arguments by name; it may be a coroutine function.
         check: Reads arguments as the function takes them, or raises ``ValueError`` with what is wrong.
         limit: Longest result shown to a policy, in characters.
     """
@@ -83,12 +83,23 @@ class Tool:
         inner = {"name": self.name, "description": self.description, "parameters": parameters}
         return {"type": "function", "function": inner}
 
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is a coroutine function, so that only :meth:`acall` can run it."""
+        function = self.function
+        return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_body(function))
+
     def call(self, arguments: Mapping[str, Any]) -> ToolResult:
         """Check ``arguments`` and run the function.
 
         Raises:
             InfrastructureError: The tool's own machinery broke.
+            UsageError: The function is a coroutine function.
         """
+        if self.is_async:
+            raise UsageError(
+                f"the tool {self.name!r} is a coroutine function", hint="await acall() in place of call()"
+            )
         try:
             checked = self.check(arguments)
         except ValueError as error:
@@ -97,11 +108,34 @@ class Tool:
             value = self.function(**checked)
         except InfrastructureError:
             raise
-        except ToolError as error:
-            return _failed(_told(error) or f"{self.name} failed")
         except (Exception, SystemExit) as error:
-            return _failed(f"{self.name} failed: {type(error).__name__}: {_told(error)}")
+            return self._raised(error)
         return ToolResult(as_text(value, self.limit), value=value)
+
+    async def acall(self, arguments: Mapping[str, Any]) -> ToolResult:
+        """:meth:`call` for either kind of function; a plain one runs on the event loop.
+
+        Raises:
+            InfrastructureError: The tool's own machinery broke.
+        """
+        if not self.is_async:
+            return self.call(arguments)
+        try:
+            checked = self.check(arguments)
+        except ValueError as error:
+            return _failed(f"{self.name}: {_told(error)}")
+        try:
+            value = await self.function(**checked)
+        except InfrastructureError:
+            raise
+        except (Exception, SystemExit) as error:
+            return self._raised(error)
+        return ToolResult(as_text(value, self.limit), value=value)
+
+    def _raised(self, error: BaseException) -> ToolResult:
+        if isinstance(error, ToolError):
+            return _failed(_told(error) or f"{self.name} failed")
+        return _failed(f"{self.name} failed: {type(error).__name__}: {_told(error)}")
 
 
 @overload
@@ -113,7 +147,7 @@ def tool(
 def tool(
     function: Callable[..., Any] | None = None, /, *, name: str | None = None, description: str | None = None
 ) -> Any:
-    """Make a :class:`Tool` of a typed function with a docstring (Google, NumPy or reST style).
+    """Make a :class:`Tool` of a typed function or coroutine function with a docstring (Google, NumPy, reST).
 
     The schema comes from the annotations and the defaults, the descriptions from the docstring. A bound
     method is a function too: ``tool(self.search)``.
@@ -134,10 +168,7 @@ def tool(
 def tool_of(function: Callable[..., Any], *, name: str | None, description: str | None) -> Tool:
     """See :func:`tool`."""
     called = _checked_name(name or str(getattr(function, "__name__", type(function).__name__)))
-    # An object with __call__ has its types and its words there.
-    body = function if inspect.isroutine(function) else type(function).__call__
-    if inspect.iscoroutinefunction(body):
-        raise UsageError(f"the tool {called!r} is a coroutine", hint="give a plain function")
+    body = _body(function)
     parsed = docstring_parser.parse(inspect.getdoc(body) or "")
     description = description or parsed.description
     description = description.strip() if description else None
@@ -198,7 +229,7 @@ def tool_from_schema(
         description: For the policy.
         parameters: JSON Schema of the arguments, of type ``object``. Unknown arguments are refused unless it
             says ``additionalProperties``. Only references into itself (``#...``) are followed.
-        function: Called with a copy of the arguments, by name.
+        function: Called with a copy of the arguments, by name; it may be a coroutine function.
 
     Raises:
         MissingDependency: jsonschema is not installed.
@@ -276,13 +307,27 @@ class Toolbox:
 
         Raises:
             InfrastructureError: The tool's own machinery broke.
+            UsageError: The tool's function is a coroutine function.
         """
+        made = self._find(call)
+        return made if isinstance(made, ToolResult) else made.call(call.arguments)
+
+    async def acall(self, call: ToolCall) -> ToolResult:
+        """:meth:`call` for tools of either kind.
+
+        Raises:
+            InfrastructureError: The tool's own machinery broke.
+        """
+        made = self._find(call)
+        return made if isinstance(made, ToolResult) else await made.acall(call.arguments)
+
+    def _find(self, call: ToolCall) -> Tool | ToolResult:
         made = self._tools.get(call.name)
         if made is None:
             near = nearest(call.name[:100], self._tools) or list(self._tools)
             ways = f"try {', '.join(near)}" if near else "there are no tools now"
             return _failed(f"there is no tool {_cut(call.name, 80)!r}; {ways}.")
-        return made.call(call.arguments)
+        return made
 
 
 def as_text(value: Any, limit: int = MAX_CHARS) -> str:
@@ -302,6 +347,11 @@ def as_text(value: Any, limit: int = MAX_CHARS) -> str:
         except Exception:
             text = _nameless(value)
     return _cut(text, limit)
+
+
+def _body(function: Callable[..., Any]) -> Any:
+    # An object with __call__ has its types and its words there, and is a coroutine function by it.
+    return function if inspect.isroutine(function) else type(function).__call__
 
 
 def _references(schema: Any) -> Iterator[str]:

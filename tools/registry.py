@@ -14,8 +14,11 @@ from agentgym.errors import UnknownName, UsageError
 from agentgym.tools.base import Tool
 
 BUILTIN: dict[str, str] = {
+    "bash": "agentgym.tools.bash:bash_tool",
     "calculator": "agentgym.tools.calculator:calculator_tool",
+    "edit": "agentgym.tools.edit:edit_tool",
     "open": "agentgym.tools.search:search_tools",
+    "python": "agentgym.tools.python:python_tool",
     "search": "agentgym.tools.search:search_tools",
     "sql": "agentgym.tools.sql:sql_tool",
     "submit": "agentgym.tools.submit:submit_tool",

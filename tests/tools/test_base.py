@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import enum
 import functools
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from agentgym.errors import ToolFailed, UsageError
 from agentgym.messages import ToolCall
-from agentgym.tools import Tool, Toolbox, ToolError, tool, tool_from_schema
+from agentgym.tools import Tool, Toolbox, ToolError, ToolResult, tool, tool_from_schema
 from agentgym.tools.base import MAX_CHARS, as_text
 
 
@@ -195,10 +196,6 @@ def unknown_type(a: Nowhere) -> None:  # type: ignore[name-defined]  # noqa: F82
     """Do."""
 
 
-async def coroutine(a: int) -> None:
-    """Do."""
-
-
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -208,7 +205,6 @@ async def coroutine(a: int) -> None:
         (positional, "takes a: "),
         (no_json, "without a JSON Schema"),
         (unknown_type, "Nowhere"),
-        (coroutine, "coroutine"),
         (lambda: 1, "'<lambda>' is no name"),
     ],
 )
@@ -438,3 +434,68 @@ def test_no_arguments_and_no_name_raise(arguments: dict[str, Any], name: str) ->
         result = box.call(ToolCall(called, arguments))
         result.content.encode()
         assert result.ok or result.content.startswith("Error: ")
+
+
+class Waiter:
+    """Waits."""
+
+    async def __call__(self, seconds: float) -> str:
+        """Wait a little."""
+        await asyncio.sleep(seconds)
+        return "waited"
+
+
+class TestCoroutines:
+    @pytest.fixture
+    def box(self) -> Toolbox:
+        async def double(n: int) -> int:
+            """Double a number."""
+            await asyncio.sleep(0)
+            return 2 * n
+
+        async def fail(how: str) -> None:
+            """Fail."""
+            await asyncio.sleep(0)
+            if how == "cancelled":
+                raise asyncio.CancelledError
+            raise {"told": ToolError, "value": ValueError, "broken": ToolFailed, "exit": SystemExit}[how](how)
+
+        schema = {"properties": {"n": {"type": "integer"}}}
+        given = tool_from_schema("given", "Given.", schema, double)
+        return Toolbox([tool(double), tool(fail), tool(name="wait")(Waiter()), given, forecast])
+
+    def call(self, box: Toolbox, name: str, **arguments: Any) -> ToolResult:
+        return asyncio.run(box.acall(ToolCall(name, arguments)))
+
+    def test_they_are_tools(self, box: Toolbox) -> None:
+        assert [made.is_async for made in box] == [True, True, True, True, False]
+        assert self.call(box, "double", n=2) == ToolResult("4", value=4)
+        assert self.call(box, "given", n=3).value == 6
+        assert self.call(box, "wait", seconds=0).content == "waited"
+
+    def test_a_plain_tool_answers_as_ever(self, box: Toolbox) -> None:
+        calls = [
+            ToolCall("forecast", {"place": {"city": "Oslo"}}),
+            ToolCall("forecast", {}),
+            ToolCall("x", {}),
+        ]
+        for call in calls:
+            assert asyncio.run(box.acall(call)) == box.call(call)
+
+    def test_what_is_wrong_comes_back_as_text(self, box: Toolbox) -> None:
+        assert self.call(box, "double", n="x").content.startswith("Error: double: n: ")
+        assert self.call(box, "fail", how="told") == ToolResult("Error: told", ok=False)
+        assert self.call(box, "fail", how="value").content == "Error: fail failed: ValueError: value"
+        assert self.call(box, "fail", how="exit").content == "Error: fail failed: SystemExit: exit"
+
+    def test_what_is_broken_or_cancelled_is_raised(self, box: Toolbox) -> None:
+        with pytest.raises(ToolFailed):
+            self.call(box, "fail", how="broken")
+        with pytest.raises(asyncio.CancelledError):
+            self.call(box, "fail", how="cancelled")
+
+    @pytest.mark.parametrize("name", ["double", "wait", "given"])
+    def test_the_plain_call_refuses_them(self, box: Toolbox, name: str) -> None:
+        with pytest.raises(UsageError, match=f"the tool '{name}' is a coroutine function") as caught:
+            box.call(ToolCall(name, {"n": 1}))
+        assert "acall()" in caught.value.hint
