@@ -1,0 +1,118 @@
+"""The shell tasks by id, and their scripts as a sandbox gets them.
+
+Invariant: what a task is made of and judged by runs in sandboxes only, as one program that comes through
+standard input: nothing of it lies where a policy could read it, and it ends before the policy begins.
+
+A task's id is its name and the number of its variant, ``text-join/3``. Variants differ in what is asked and
+in every file; the splits share the kinds of tasks and no variant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from agentgym.environments.code import (
+    terminal_archives,
+    terminal_chore,
+    terminal_files,
+    terminal_git,
+    terminal_processes,
+    terminal_sqlite,
+    terminal_text,
+)
+from agentgym.environments.code.terminal_chore import Chore
+
+MODULES: Mapping[str, ModuleType] = MappingProxyType(
+    {
+        "files": terminal_files,
+        "text": terminal_text,
+        "git": terminal_git,
+        "archives": terminal_archives,
+        "processes": terminal_processes,
+        "sqlite": terminal_sqlite,
+    }
+)
+"""Where the tasks of a category are, in the order of the task sets."""
+
+CATEGORIES = tuple(MODULES)
+
+CHORES: Mapping[str, type[Chore]] = MappingProxyType(
+    {chore.name: chore for module in MODULES.values() for chore in module.CHORES}
+)
+"""The kinds of tasks by name, in the order of the task sets."""
+
+VARIANTS: Mapping[str, range] = MappingProxyType(
+    {"train": range(16), "valid": range(16, 18), "test": range(18, 20)}
+)
+"""Numbers of the variants of each split."""
+
+PROGRAM = r"""
+import json, sys, types
+sys.dont_write_bytecode = True
+given = json.load(sys.stdin)
+sys.stdin.close()
+for name, source in given["sources"]:
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(source, name, "exec"), module.__dict__)
+chore = next(kind for kind in module.CHORES if kind.name == given["name"])(given["variant"])
+from pathlib import Path
+if given["do"] == "judge":
+    why = sys.modules[given["sources"][0][0]].judged(chore, given["before"], given["after"], given["done"])
+    print(json.dumps({"why": why}))
+else:
+    root = Path(given["root"])
+    root.mkdir(parents=True, exist_ok=True)
+    chore.lay(root)
+    if given["live"]:
+        chore.live(root)
+    print(json.dumps({"laid": True}))
+"""
+
+COMMAND = ("python3", "-I", "-S", "-B", "-c", PROGRAM)
+"""What a sandbox runs with :func:`lay` or :func:`judge` as its input."""
+
+
+def category(name: str) -> str:
+    """The category of a kind of task."""
+    return name.partition("-")[0]
+
+
+def chore(task_id: str) -> Chore:
+    """The variant that an id names, which must be one of a task set."""
+    name, _, variant = task_id.rpartition("/")
+    return CHORES[name](int(variant))
+
+
+def lay(task_id: str, root: str, *, live: bool) -> bytes:
+    """Input for making a task's folder.
+
+    Args:
+        task_id: The task.
+        root: The folder.
+        live: Whether what runs beside the policy is started, too.
+    """
+    return _input(task_id, {"do": "lay", "root": root, "live": live})
+
+
+def judge(task_id: str, before: str, after: str, done: Sequence[Mapping[str, Any]]) -> bytes:
+    """Input for judging what a policy left.
+
+    Args:
+        task_id: The task.
+        before: The folder as it was made, once more.
+        after: What the policy left.
+        done: What the runs of its program came to: ``code``, ``stdout`` and ``files`` of each.
+    """
+    return _input(task_id, {"do": "judge", "before": before, "after": after, "done": list(done)})
+
+
+def _input(task_id: str, request: Mapping[str, Any]) -> bytes:
+    name, _, variant = task_id.rpartition("/")
+    modules = (terminal_chore, MODULES[category(name)])
+    sources = [(module.__name__, Path(str(module.__file__)).read_text("utf-8")) for module in modules]
+    return json.dumps({"sources": sources, "name": name, "variant": int(variant), **request}).encode()
