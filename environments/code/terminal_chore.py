@@ -28,9 +28,15 @@ MOST_BYTES = 4 << 20
 MOST_ENTRIES = 20_000
 """Most files and folders of a policy that a check looks at."""
 
-WORDS = tuple(
-    ["amber", "anchor", "basil", "beacon", "birch", "bramble", "candle", "canyon", "cedar", "clover", "cobalt", "coral", "copper", "crane", "delta", "dune", "ember", "falcon", "fern", "flint", "garnet", "glacier", "hazel", "heron", "indigo", "iris", "ivory", "jasper", "juniper", "kelp", "lantern", "larch", "laurel", "lichen", "linen", "lotus", "magnet", "maple", "marble", "meadow", "mint", "nectar", "oasis", "olive", "onyx", "opal", "orchid", "otter", "pebble", "pepper", "pine", "plume", "poppy", "prairie", "quartz", "quill", "raven", "reed", "ripple", "saffron", "sage", "slate", "sorrel", "sparrow", "spruce", "thistle", "timber", "topaz", "tulip", "umber", "velvet", "violet", "walnut", "willow", "wren", "yarrow", "zephyr", "zinc"]
+_WORDS = (
+    "amber anchor basil beacon birch bramble candle canyon cedar clover cobalt coral copper crane delta "
+    "dune ember falcon fern flint garnet glacier hazel heron indigo iris ivory jasper juniper kelp "
+    "lantern larch laurel lichen linen lotus magnet maple marble meadow mint nectar oasis olive onyx opal "
+    "orchid otter pebble pepper pine plume poppy prairie quartz quill raven reed ripple saffron sage "
+    "slate sorrel sparrow spruce thistle timber topaz tulip umber velvet violet walnut willow wren yarrow "
+    "zephyr zinc "
 )
+WORDS = tuple(_WORDS.split())
 
 
 class Wrong(Exception):

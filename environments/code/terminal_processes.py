@@ -106,7 +106,7 @@ class Deleted(Chore):
             words(f"""
                 for p in /proc/[0-9]*; do
                   c=$(tr '\\0' ' ' 2> /dev/null < "$p/cmdline")
-                  if [ "$c" = 'bash keeper.sh {self.names[1]} ' ]; then
+                  if [ "$c" = 'bash keeper.sh {self.names[1]} ' ] && [ "$p/cwd" -ef . ]; then
                     cat "$p/fd/3" > rescued.txt
                   fi
                 done
@@ -159,6 +159,7 @@ class Signal(Chore):
             words(f"""
                 for p in /proc/[0-9]*; do
                   if tr '\\0' ' ' < "$p/cmdline" 2> /dev/null | grep -q '^bash worker.sh ' &&
+                     [ "$p/cwd" -ef . ] &&
                      tr '\\0' '\\n' < "$p/environ" | grep -qx 'ZONE={self.zones[self.right]}'; then
                     kill -USR1 "${{p#/proc/}}"
                   fi
@@ -228,7 +229,7 @@ class Supervisor(Chore):
                 pids() {{ grep -alE "^bash.$1" /proc/[0-9]*/cmdline 2> /dev/null | cut -d/ -f3; }}
                 stop() {{
                   for p in $(pids "$1"); do
-                    if [ "$(readlink "/proc/$p/cwd")" = "$PWD" ]; then kill -TERM "$p"; fi
+                    if [ "/proc/$p/cwd" -ef . ]; then kill -TERM "$p"; fi
                   done
                 }}
                 stop keep.sh; sleep 0.2; stop drain.sh

@@ -41,9 +41,9 @@ class AccessLog(Chore):
             logs/ holds access logs (*.log) whose lines look like
             10.0.0.7 - - [03/May/2023:10:11:12 +0000] "GET /index.html HTTP/1.1" 200 5120
             Over all of them count, for each address, the {self.method} requests that were answered by a
-            status from {self.hundreds}00 to {self.hundreds}99. Write the {self.count} addresses with the highest
-            counts to top.txt, one a line: address, one blank, count. The highest count comes first; addresses
-            with one count are ordered byte by byte. Do not change logs/.
+            status from {self.hundreds}00 to {self.hundreds}99. Write the {self.count} addresses with the
+            highest counts to top.txt, one a line: address, one blank, count. The highest count comes first;
+            addresses with one count are ordered byte by byte. Do not change logs/.
         """)
 
     def lay(self, root: Path) -> None:
