@@ -16,6 +16,7 @@ import array
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -32,12 +33,23 @@ PLACE = "/mnt"
 """Where it mounts its own file system; it exists on every Linux, and only this process sees what is there."""
 
 LONGEST = 1 << 17
+HIGH = 64
+"""Above the file descriptors that this process ever holds itself."""
+
 GLANCE = 0.05
 IDLE = 0.5
 PAGE = resource.getpagesize()
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 MS_NOSUID, MS_NODEV, MS_PRIVATE, MS_REC, MNT_DETACH = 2, 4, 1 << 18, 1 << 14, 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+
+DEEPEST = 400
+"""How deep folders may lie in each other where they are copied: each holds two file descriptors."""
+
+CAUTIOUS = os.O_NOFOLLOW | os.O_CLOEXEC
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | CAUTIOUS
+CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EWOULDBLOCK, errno.EINVAL)
+"""Errors of what has become something else since it was looked at."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -103,6 +115,8 @@ class Launcher:
         request = json.loads(data)
         try:
             told = getattr(self, "do_" + request.pop("do"))(fds=list(fds), **request)
+        except Refused as error:
+            told = {"refused": str(error)}
         except OSError as error:
             told = {"error": f"{error.filename or 'it failed'}: {error.strerror}"}
         except Exception as error:
@@ -166,12 +180,13 @@ class Launcher:
         ``{N}`` in an argument is the N-th file descriptor as the new process knows it; ``{place}`` is ours.
         """
         words = [word.replace("{place}", PLACE) for word in argv]
-        for number in kept:
-            words = [word.replace("{" + str(number) + "}", str(fds[number])) for word in words]
+        for at, number in enumerate(kept):
+            words = [word.replace("{" + str(number) + "}", str(3 + at)) for word in words]
+        own = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
-                become(words, fds, limits, groups, kept)
+                become(own, words, [*fds[:3], *(fds[number] for number in kept)], limits, groups)
             except OSError as error:
                 os.write(2, f"cannot start: {error}\n".encode())
             finally:
@@ -189,7 +204,13 @@ class Launcher:
 
     def do_copy(self, fds: list[int], source: str, target: str) -> None:
         """Copy a sandbox's files, or a folder of the host, into a sandbox's files."""
-        copy(os.path.join(PLACE, source), os.path.join(PLACE, target))
+        try:
+            copy(os.path.join(PLACE, source), os.path.join(PLACE, target))
+        except OSError as error:
+            # A sandbox's files fit into as much room again, unless the code inside sees that they do not.
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) and not os.path.isabs(source):
+                raise Refused("it holds more than it may") from error
+            raise
 
     def do_clear(self, fds: list[int], place: str) -> None:
         """Remove everything in a folder of a sandbox's files."""
@@ -240,28 +261,29 @@ class Launcher:
         self.next_look = time.monotonic() + max(GLANCE if watched else IDLE, 10 * took)
 
 
-def become(
-    words: list[str], fds: list[int], limits: dict[str, int], groups: list[str], kept: list[int]
-) -> None:
-    """In the child: join control groups, set limits, and become bubblewrap."""
+def become(parent: int, words: list[str], fds: list[int], limits: dict[str, int], groups: list[str]) -> None:
+    """In the child: join control groups, set limits, and become bubblewrap, with ``fds`` as 0, 1, 2, ..."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it was asked to take this one along
+        return
+    # Two steps, as a number may be one of those that are still to be moved. Nothing else is inherited.
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH) for fd in fds]
+    for number, fd in enumerate(high):
+        os.dup2(fd, number)
+    os.closerange(len(fds), HIGH)
     for group in groups:
         with open(os.path.join(group, "cgroup.procs"), "w") as procs:
             procs.write("0")
     signal.set_wakeup_fd(-1)
     # What is ignored here would be ignored by every command inside: `kill` and `timeout` would do nothing.
-    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    for signal_ in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_, signal.SIG_DFL)
     os.setsid()
-    for number in range(3):
-        os.dup2(fds[number], number)
-    for number in kept:
-        os.set_inheritable(fds[number], True)
     for name, most in limits.items():
-        number = getattr(resource, name)
-        hard = resource.getrlimit(number)[1]
+        limit = getattr(resource, name)
+        hard = resource.getrlimit(limit)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(number, (most, most))
+        resource.setrlimit(limit, (most, most))
     os.execve(words[0], words, {})
 
 
@@ -294,40 +316,112 @@ def descendants(pid: int, children: dict[int, list[int]]) -> list[int]:
     return found
 
 
+class Refused(Exception):
+    """What is in a sandbox's files makes a request impossible."""
+
+
 def copy(source: str, target: str) -> None:
-    """Copy what is in a folder: files, folders, links and their modes; no link is followed."""
+    """Copy what is in a folder into an empty one: files, folders, links and their modes; holes stay holes.
+
+    What is copied may change under this one's eyes, by the hand of code that hopes to be given another file
+    of the host: folders are entered by file descriptors, no link is ever followed, and what is not there any
+    more, or is something else by now, is left out.
+
+    Raises:
+        Refused: It lies deeper than :data:`DEEPEST`.
+    """
     os.makedirs(target, exist_ok=True)
-    with os.scandir(source) as entries:
-        for entry in entries:
-            into = target + "/" + entry.name
-            found = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(found.st_mode):
-                copy(entry.path, into)
-                os.chmod(into, stat.S_IMODE(found.st_mode) & 0o777 | 0o700)
-            elif stat.S_ISLNK(found.st_mode):
-                os.symlink(os.readlink(entry.path), into)
-            elif stat.S_ISREG(found.st_mode):
-                copy_file(entry.path, into, found)
-
-
-def copy_file(source: str, target: str, found: os.stat_result) -> None:
-    """Copy one file, holes and all."""
-    reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    reading = os.open(source, FOLDER)
     try:
-        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IMODE(found.st_mode) & 0o777)
+        writing = os.open(target, FOLDER)
         try:
-            if found.st_size:
-                left = found.st_size
-                while left > 0:
-                    done = os.sendfile(writing, reading, None, left)
-                    if not done:
-                        break
-                    left -= done
-            os.fchmod(writing, stat.S_IMODE(found.st_mode) & 0o777)
+            copy_folder(reading, writing, "", 0, Copied(writing))
         finally:
             os.close(writing)
     finally:
         os.close(reading)
+
+
+class Copied:
+    """Files with several names, so that each is copied once.
+
+    Args:
+        root: The folder that is copied into, as a file descriptor.
+    """
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self.names: dict[tuple[int, int], str] = {}
+
+
+def copy_folder(reading: int, writing: int, path: str, depth: int, copied: Copied) -> None:
+    """Copy what is in one folder into another; both are file descriptors, and ``path`` is their own."""
+    if depth > DEEPEST:
+        raise Refused(f"its folders lie in each other more than {DEEPEST} deep")
+    for name in os.listdir(reading):
+        inside = f"{path}/{name}" if path else name
+        try:
+            found = os.lstat(name, dir_fd=reading)
+            if stat.S_ISDIR(found.st_mode):
+                opened = os.open(name, FOLDER, dir_fd=reading)
+            elif stat.S_ISREG(found.st_mode):
+                # Not blocking: it may be a pipe by now, or leased by somebody who does not let it go.
+                opened = os.open(name, os.O_RDONLY | CAUTIOUS | os.O_NONBLOCK, dir_fd=reading)
+            elif stat.S_ISLNK(found.st_mode):
+                os.symlink(os.readlink(name, dir_fd=reading), name, dir_fd=writing)
+                continue
+            else:
+                continue
+        except OSError as error:
+            if error.errno in CHANGED:
+                continue
+            raise
+        try:
+            found = os.fstat(opened)
+            mode = stat.S_IMODE(found.st_mode) & 0o777
+            if stat.S_ISDIR(found.st_mode):
+                os.mkdir(name, 0o700, dir_fd=writing)
+                made = os.open(name, FOLDER, dir_fd=writing)
+                try:
+                    copy_folder(opened, made, inside, depth + 1, copied)
+                    os.fchmod(made, mode | 0o700)
+                finally:
+                    os.close(made)
+            elif stat.S_ISREG(found.st_mode):
+                key = found.st_dev, found.st_ino
+                if found.st_nlink > 1 and key in copied.names:
+                    with contextlib.suppress(OSError):
+                        os.link(copied.names[key], name, src_dir_fd=copied.root, dst_dir_fd=writing)
+                        continue
+                copied.names[key] = inside
+                made = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAUTIOUS, 0o600, dir_fd=writing)
+                try:
+                    copy_content(opened, made, found.st_size)
+                    os.fchmod(made, mode)
+                finally:
+                    os.close(made)
+        finally:
+            os.close(opened)
+
+
+def copy_content(reading: int, writing: int, size: int) -> None:
+    """Copy the first ``size`` bytes of a file into an empty one, without its holes."""
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(reading, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole to the end
+                break
+            raise
+        until = min(size, os.lseek(reading, at, os.SEEK_HOLE))
+        os.lseek(writing, at, os.SEEK_SET)
+        while at < until:
+            done = os.sendfile(writing, reading, at, until - at)
+            if not done:  # it has become shorter
+                return
+            at += done
+    os.ftruncate(writing, size)
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
