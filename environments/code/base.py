@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -23,12 +22,11 @@ from agentgym.actions import Malformed, write_calls
 from agentgym.arguments import step_limit
 from agentgym.env import Env, Transition
 from agentgym.environments.code.backends import Lease, lease
-from agentgym.errors import InfrastructureError, SandboxFailed, UnknownName, UsageError
+from agentgym.errors import SandboxFailed, UnknownName, UsageError
 from agentgym.messages import ToolCall
 from agentgym.sandboxes import Sandbox, SandboxEnded, SandboxSpec
 from agentgym.task import Task
-from agentgym.tools import Tool, Toolbox, ToolError, ToolResult, read_turn
-from agentgym.tools.base import as_text
+from agentgym.tools import Tool, Toolbox, read_turn
 
 CALLS = 16
 """Most tool calls in one turn."""
@@ -235,7 +233,7 @@ class CodeEnv(Env[str]):
             raise Refused(f"A turn holds at most {CALLS} calls; none of these {len(calls)} was run.")
         told, valid = [], True
         for call in calls:
-            result = await _called(self._toolbox, call)
+            result = await self._toolbox.acall(call)
             told.append(result.content)
             valid &= result.ok
             if self._handed is not None or self.sandbox.ended:
@@ -296,20 +294,6 @@ class CodeEnv(Env[str]):
         else:
             # Nothing of that loop can be spoken to any more: its sandboxes end with their launcher.
             self._open.clear()
-
-
-async def _called(toolbox: Toolbox, call: ToolCall) -> ToolResult:
-    """Run one call, whose function may be asynchronous."""
-    made = toolbox.call(call)
-    if not inspect.isawaitable(made.value):
-        return made
-    try:
-        value = await made.value
-    except (InfrastructureError, SandboxEnded):
-        raise
-    except ToolError as error:
-        return ToolResult(f"Error: {error}", ok=False)
-    return ToolResult(as_text(value), value=value)
 
 
 class Refused(Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -151,14 +151,14 @@ class HumanEval(CodeEnv):
 
     # Its tools ------------------------------------------------------------------------------
 
-    def _run(
+    async def _run(
         self, code: Annotated[str, Field(description="The whole function, as Python code.")]
-    ) -> Awaitable[str]:
+    ) -> str:
         """Run code and then the examples of the function's docstring, and see what fails and what it prints.
 
         The imports and helper functions above the function are there.
         """
-        return self._examples(_checked(code))
+        return await self._examples(_checked(code))
 
     def _submit(self, code: Annotated[str, Field(description="The whole function, as Python code.")]) -> str:
         """Hand in the function. Hidden tests decide; this ends the task."""

@@ -152,7 +152,7 @@ def _value(text: str) -> str | None:
     """The plain value that a line begins with."""
     line = text.partition("\n")[0].strip()
     first = line.rpartition("= ")[2] if re.match(r"[\d\s+*/-]+= ", line) else line
-    for cut in (first, first.rstrip(". "), re.split(r"\s+[#(]|\.\s", first)[0]):
+    for cut in (re.split(r"\s+#", first)[0], first, first.rstrip(". "), re.split(r"\s+[(]|\.\s", first)[0]):
         cut = cut.strip()
         cut = {"true": "True", "false": "False"}.get(cut, cut)
         if _plain(cut) is not None:

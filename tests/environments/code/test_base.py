@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -38,25 +38,17 @@ class Counting(CodeEnv):
     def tools(self, task: Task) -> Sequence[Tool]:
         return tool(name="sh")(self._sh), tool(name="submit")(self._submit)
 
-    def _sh(self, command: str) -> Awaitable[str]:
+    async def _sh(self, command: str) -> str:
         """Run a command."""
+        done = await self.sandbox.exec(command, seconds=self.seconds)
+        if done.timed_out:
+            raise ToolError("that took too long")
+        return done.stdout + done.stderr
 
-        async def run() -> str:
-            done = await self.sandbox.exec(command, seconds=self.seconds)
-            if done.timed_out:
-                raise ToolError("that took too long")
-            return done.stdout + done.stderr
-
-        return run()
-
-    def _submit(self) -> Awaitable[str]:
+    async def _submit(self) -> str:
         """End the task."""
-
-        async def submit() -> str:
-            self.hand_in(await self.sandbox.read("answer"))
-            return "done"
-
-        return submit()
+        self.hand_in(await self.sandbox.read("answer"))
+        return "done"
 
     async def unsubmitted(self) -> Any:
         done = await self.sandbox.exec("cat answer")
