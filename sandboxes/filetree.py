@@ -82,7 +82,7 @@ def readable(path, entry):
 
 
 def unpack(folder):
-    """Make what the archive holds; folders get their modes last."""
+    """Make what the archive holds; folders get their modes and times last."""
     os.chdir(folder)
     folders = []
     with tarfile.open(fileobj=Paced(), mode="r|") as archive:
@@ -90,7 +90,7 @@ def unpack(folder):
             if entry.name.startswith("/") or ".." in entry.name.split("/"):
                 continue
             if entry.isdir():
-                folders.append((entry.name, entry.mode))
+                folders.append((entry.name, entry.mode, entry.mtime))
                 entry.mode |= 0o700
             # The archive's owner is nobody's business: all is this user's.
             entry.uid, entry.gid, entry.uname, entry.gname = os.getuid(), os.getgid(), "", ""
@@ -98,7 +98,8 @@ def unpack(folder):
                 archive.extract(entry, filter="fully_trusted")
             else:
                 archive.extract(entry)
-    for name, mode in reversed(folders):
+    for name, mode, changed in reversed(folders):
+        os.utime(name, (changed, changed))
         os.chmod(name, mode)
     os.write(1, b"!")
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from agentgym import datasets, paths
-from agentgym.errors import DataUnavailable
+from agentgym.errors import AgentGymError, DataUnavailable
 
 CHATML = (
     "{% for message in messages %}"
@@ -34,6 +41,72 @@ def pytest_configure() -> None:
     """A shell's background job ignores Ctrl-C, and all that it starts does too; the tests press it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test with the marker ``docker`` has a daemon, first of all its fixtures."""
+    for item in items:
+        if item.get_closest_marker("docker") is not None and isinstance(item, pytest.Function):
+            item.fixturenames.insert(0, "docker_daemon")
+
+
+@pytest.fixture(scope="session")
+def docker_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a Docker daemon that has the base image; also in ``DOCKER_HOST``.
+
+    The one that is set there or runs on this machine; else one of this run's own, which ends with it.
+    """
+    pytest.importorskip("docker")
+    from agentgym.sandboxes.daemon import Daemon
+    from agentgym.sandboxes.images import build
+
+    def answers(url: str | None) -> bool:
+        made = Daemon(url)
+        try:
+            return bool(made.do(lambda client: client.ping()))
+        except AgentGymError:
+            return False
+        finally:
+            made.close()
+
+    before = os.environ.get("DOCKER_HOST")
+    with contextlib.ExitStack() as stack:
+        url = before or "unix:///var/run/docker.sock"
+        if not answers(url):
+            if os.geteuid() or shutil.which("dockerd") is None:
+                pytest.skip("no Docker daemon runs here, and none can be started: needs root and dockerd")
+            base = tmp_path_factory.getbasetemp()
+            folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "dockerd"
+            folder.mkdir(exist_ok=True)
+            url = f"unix://{folder}/docker.sock"
+            users = stack.enter_context((folder / "users").open("a"))
+            with FileLock(folder / "start.lock"):
+                # Waits for one that is just ending.
+                fcntl.flock(users, fcntl.LOCK_SH)
+                if not answers(url):
+                    script = Path(__file__).parent / "sandboxes" / "dockerd.py"
+                    nowhere = subprocess.DEVNULL
+                    command = [sys.executable, script, folder]
+                    subprocess.run(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, check=True)
+                    until = time.monotonic() + 60
+                    while not answers(url):
+                        if (folder / "ended").exists() or time.monotonic() > until:
+                            last = (folder / "log").read_text().strip().splitlines()[-1:]
+                            pytest.skip(f"no Docker daemon runs here, and dockerd does not start: {last}")
+                        time.sleep(0.2)
+        daemon = Daemon(url)
+        try:
+            daemon.do(build.load)
+        except AgentGymError as error:
+            pytest.skip(f"there is no base image, and none can be made: {error.message}")
+        finally:
+            daemon.close()
+        os.environ["DOCKER_HOST"] = url
+        try:
+            yield url
+        finally:
+            if before is None:
+                del os.environ["DOCKER_HOST"]
 
 
 @pytest.fixture(scope="session")
