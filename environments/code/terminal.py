@@ -9,7 +9,6 @@ The tasks are in :mod:`agentgym.environments.code.terminal_tasks`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import tempfile
@@ -46,7 +45,8 @@ class Terminal(CodeEnv):
     """Shell tasks about files, text, git, archives, processes and SQLite.
 
     Args:
-        categories: Those of :data:`~agentgym.environments.code.terminal_tasks.CATEGORIES` to take; default: all.
+        categories: Which to take, of :data:`~agentgym.environments.code.terminal_tasks.CATEGORIES`; default:
+            all.
         without: Programs that the sandbox has not, such as ``git``: tasks that need one are left out of the
             task sets, see :attr:`left_out`.
         edit: Whether there is the tool ``edit`` beside ``bash`` and ``submit``.
@@ -100,7 +100,7 @@ class Terminal(CodeEnv):
     # The environment contract ---------------------------------------------------------------
 
     def tasks(self, split: str) -> TaskSet:
-        """The variants of a split: all kinds of tasks with its first variant, then all with its second, …"""
+        """The variants of a split: all kinds of tasks with its first variant, then with its second."""
         variants = shop.VARIANTS[self.require_split(split)]
         ids = [f"{name}/{variant}" for variant in variants for name in self._names]
         whole = len(self._names) == len(shop.CHORES)
@@ -131,9 +131,9 @@ class Terminal(CodeEnv):
                 )
         await _lay(self.sandbox, task.id, ".", live=True)
         return (
-            f"{task.instruction}\n\nYou have a shell in the folder in question, which is its working directory; "
-            "paths are relative to it. Other files that you leave there do no harm where nothing else is said. "
-            "Call submit when all is done: what is there then is judged."
+            f"{task.instruction}\n\nYou have a shell whose working directory is the folder in question; paths are "
+            "relative to it. Other files that you leave there do no harm where nothing else is said. Call "
+            "submit when all is done: what is there then is judged."
         )
 
     def tools(self, task: Task) -> Sequence[Tool]:
