@@ -131,7 +131,7 @@ class Terminal(CodeEnv):
                 )
         await _lay(self.sandbox, task.id, ".", live=True)
         return (
-            f"{task.instruction}\n\nYou have a shell whose working directory is the folder in question; paths are "
+            f"{task.instruction}\n\nYou have a shell whose working directory is that folder; paths are "
             "relative to it. Other files that you leave there do no harm where nothing else is said. Call "
             "submit when all is done: what is there then is judged."
         )
