@@ -1,0 +1,165 @@
+"""Run a repository's tests inside a sandbox, and report each by a channel that printing does not reach.
+
+Invariants: a test is reported when it has ended, so that one which never ends, or ends the process, is
+missing; what is printed is never read as a result; nothing that lies in the repository decides how the tests
+are run (no configuration file, no ``sitecustomize``, no plug-in, no ``.pth``).
+
+This file is run by the sandbox's own Python (3.8 or later) as ``python3 -I -S -B``; it imports nothing of
+AgentGym. A parent, which runs nothing of the repository, starts the tests in a child and takes their outcomes
+from a pipe. At the end it writes one line on its standard output: the nonce that it was given, and JSON.
+
+Standard input is JSON: ``nonce``, ``root`` (the repository), ``path`` (folders of modules, in order),
+``tests`` (files and folders under the root), ``options`` (further ones of pytest), ``site`` (whether
+installed packages are seen), ``seconds``.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+
+LIMIT = 16 << 20
+"""Bytes of reports that are kept."""
+
+PLAIN = "[pytest]\n"
+"""The configuration that the tests run under: none."""
+
+
+class Reporter:
+    """A plug-in of pytest that writes each test's outcome to a descriptor."""
+
+    def __init__(self, descriptor, token):
+        self.descriptor = descriptor
+        self.token = token
+        self.outcomes = {}
+
+    def tell(self, kind, name, outcome):
+        """Write one report."""
+        os.write(self.descriptor, (json.dumps([self.token, kind, name, outcome]) + "\n").encode())
+
+    def pytest_runtest_logreport(self, report):
+        """Keep the worst of a test's three phases."""
+        outcome = report.outcome
+        if hasattr(report, "wasxfail"):
+            outcome = "xfailed" if report.outcome == "skipped" else "xpassed"
+        before = self.outcomes.get(report.nodeid, "passed")
+        if before == "passed" or outcome == "failed":
+            self.outcomes[report.nodeid] = outcome
+
+    def pytest_runtest_logfinish(self, nodeid, location):
+        """The test has ended."""
+        self.tell("test", nodeid, self.outcomes.get(nodeid, "missing"))
+
+    def pytest_collectreport(self, report):
+        """Tell what could not be collected."""
+        if report.failed:
+            self.tell("uncollected", report.nodeid, str(report.longrepr)[-2000:])
+
+
+def child(task):
+    """Run the tests in this process; the results go to the descriptor of the task."""
+    os.chdir(task["root"])
+    if not task["site"]:
+        sys.path += task["path"]
+    import pytest
+
+    if task["site"]:
+        # pytest is imported: what an installation says of where the repository lies must not come first.
+        sys.path[:0] = task["path"]
+
+    reporter = Reporter(task.pop("descriptor"), task.pop("token"))
+    options = ["-p", "no:cacheprovider", "-c", task["configuration"], "--rootdir", task["root"], "-q"]
+    options += ["--tb=line", "--continue-on-collection-errors", *task["options"], *task["tests"]]
+    # The status is told with the rest: that of the process says nothing, as anything inside can set it.
+    code = int(pytest.main(options, plugins=[reporter]))
+    reporter.tell("end", "", code)
+    return 0
+
+
+def parent(task):
+    """Start the child, and gather what it reports."""
+    # Nobody of the same user shall open this process's descriptors, or read the nonce out of its memory.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+    nonce, seconds = task.pop("nonce"), float(task.pop("seconds"))
+    taken, given = os.pipe()
+    folder = os.environ.get("TMPDIR") or "/tmp"
+    task["configuration"] = os.path.join(folder, "agentgym-" + os.urandom(8).hex() + ".ini")
+    with open(task["configuration"], "w", encoding="ascii") as stream:
+        stream.write(PLAIN)
+    task["descriptor"], task["token"] = given, os.urandom(16).hex()
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(task["path"])
+    environment["PYTHONDONTWRITEBYTECODE"] = environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    environment["PYTHONHASHSEED"] = "0"
+    environment.pop("PYTEST_ADDOPTS", None)
+    process = subprocess.Popen(
+        [sys.executable, "-I", *([] if task["site"] else ["-S"]), "-B", os.path.abspath(__file__), "child"],
+        stdin=subprocess.PIPE,
+        stdout=sys.stderr.fileno(),
+        pass_fds=(given,),
+        env=environment,
+        start_new_session=True,
+    )
+    os.close(given)
+    process.stdin.write(json.dumps(task).encode())
+    process.stdin.close()
+    late, told = gather(process, taken, seconds)
+    lines = [line for line in told.split(b"\n")[:-1] if line]
+    made = {"tests": {}, "uncollected": {}, "end": None, "late": late, "garbled": 0}
+    for line in lines:
+        try:
+            token, kind, name, outcome = json.loads(line)
+            if token != task["token"]:
+                raise ValueError
+            if kind == "end":
+                made["end"] = outcome
+            else:
+                # What is told twice is told by somebody else as well.
+                table = made["tests" if kind == "test" else "uncollected"]
+                table[str(name)] = "twice" if str(name) in table else str(outcome)
+        except (ValueError, TypeError):
+            made["garbled"] += 1
+    sys.stdout.write("\n" + nonce + json.dumps(made) + "\n")
+    sys.stdout.flush()
+
+
+def gather(process, taken, seconds):
+    """Whether the deadline passed, and the bytes that were reported until the child's end."""
+    deadline = time.monotonic() + seconds
+    told, late = b"", False
+    os.set_blocking(taken, False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(taken, selectors.EVENT_READ)
+        while True:
+            # The child's own end counts, not the pipe's: what it left behind may hold that open for ever.
+            ended = process.poll() is not None
+            selector.select(0 if ended else 0.05)
+            try:
+                piece = os.read(taken, 1 << 16)
+            except BlockingIOError:
+                piece = None
+            if piece:
+                told += piece
+            if len(told) > LIMIT or time.monotonic() > deadline:
+                late = True
+                break
+            if not piece and ended:
+                break
+            if piece == b"":
+                time.sleep(0.01)
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, 9)
+    process.wait()
+    return late, told
+
+
+if __name__ == "__main__":
+    given_task = json.loads(sys.stdin.buffer.read())
+    if sys.argv[1:] == ["child"]:
+        sys.exit(child(given_task))
+    parent(given_task)

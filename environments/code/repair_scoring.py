@@ -1,0 +1,302 @@
+"""Score a repair in the way of SWE-bench, in a sandbox that the policy never entered.
+
+Invariants: what is judged is a patch and nothing else of what the policy left; the patch is applied to the
+repository as it was, what it does to tests and to their configuration is undone, the hidden tests are laid
+over, and every listed test has to be reported as passed by :mod:`repair_runner`; a run in which the tests
+that must fail do not fail, or that is not told to its end, is worth nothing. Only a failure of the machinery
+around the sandbox is raised.
+
+What is left: the code under test shares a process with pytest. A patch that finds the reporter in memory,
+and tells the tests that must fail from the others, can forge a report. It cannot do so by printing, by files,
+by an exit status, by leaving something behind or by what it does to pytest as a whole.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from agentgym.environments.code.repair_instances import TESTBED, Instance
+from agentgym.environments.code.repair_measure import (
+    LIBS,
+    SECONDS,
+    WORK,
+    Run,
+    run_tests,
+    search_path,
+)
+from agentgym.errors import EnvironmentFailed
+from agentgym.sandboxes.base import MIB, ExecResult, Sandbox, SandboxEnded, SandboxSpec
+
+MAX_PATCH = 4 * MIB
+"""Most bytes of a patch; one that is larger is not taken."""
+
+_GIT = {
+    # Files of the repository may belong to another user than the one who runs git inside.
+    "GIT_CONFIG_COUNT": "4",
+    "GIT_CONFIG_KEY_0": "safe.directory",
+    "GIT_CONFIG_VALUE_0": "*",
+    "GIT_CONFIG_KEY_1": "user.name",
+    "GIT_CONFIG_VALUE_1": "nobody",
+    "GIT_CONFIG_KEY_2": "user.email",
+    "GIT_CONFIG_VALUE_2": "nobody@localhost",
+    "GIT_CONFIG_KEY_3": "init.defaultBranch",
+    "GIT_CONFIG_VALUE_3": "main",
+    "GIT_PAGER": "cat",
+    "GIT_AUTHOR_DATE": "2000-01-01T00:00:00Z",
+    "GIT_COMMITTER_DATE": "2000-01-01T00:00:00Z",
+}
+
+_OWN = {
+    **_GIT,
+    "GIT_LITERAL_PATHSPECS": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_SYSTEM": "/dev/null",
+}
+
+
+Start = Callable[[SandboxSpec], AbstractAsyncContextManager[Sandbox]]
+"""Starts a sandbox, and closes it when it is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a repair was judged.
+
+    Attributes:
+        success: Every listed test passed, and the run can be believed.
+        why: What was wrong otherwise.
+        fail_to_pass: Share of these tests that passed, 0 to 1.
+        pass_to_pass: Likewise.
+        dropped: Files whose change was undone before the tests.
+        output: The end of what the tests printed, for people.
+    """
+
+    success: bool
+    why: str = ""
+    fail_to_pass: float = 0.0
+    pass_to_pass: float = 0.0
+    dropped: tuple[str, ...] = ()
+    output: str = ""
+
+
+def spec_of(instance: Instance) -> SandboxSpec:
+    """The sandbox of an instance."""
+    env = {**_GIT, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": "-p no:cacheprovider"}
+    if instance.image is not None:
+        env["PYTHONPATH"] = WORK
+        return SandboxSpec(
+            image=instance.image, memory=4096 * MIB, pids=512, disk=4096 * MIB, inodes=500_000, env=env
+        )
+    env["PYTHONPATH"] = ":".join(search_path(instance.modules, instance.libraries))
+    return SandboxSpec(memory=1024 * MIB, env=env)
+
+
+async def prepare(sandbox: Sandbox, instance: Instance) -> str:
+    """Bring the repository and its libraries in, and make it a git repository of one commit.
+
+    So there is no history in which the change could be read; of an image's repository its state is taken.
+    Files are sent rather than mounted: the user that a sandbox runs as may not read where they lie.
+
+    Returns:
+        The commit.
+
+    Raises:
+        EnvironmentFailed: It cannot be made.
+    """
+    if instance.image is not None:
+        # An image's repository holds the future: all that its authors had fetched.
+        at = f"git -C {TESTBED} checkout -q -f {instance.base_commit} && " if instance.base_commit else ""
+        await _must(sandbox, f"{at}cp -a {TESTBED}/. {WORK}/ && rm -rf {WORK}/.git")
+    if instance.folder is not None:
+        await sandbox.upload(instance.folder, WORK)
+        for name in instance.libraries:
+            await sandbox.upload(instance.folder.parent.parent / "libraries" / name, f"{LIBS}/{name}")
+    await _must(
+        sandbox,
+        "git init -q && git add -A -f && git commit -q --no-verify --allow-empty -m 'The repository' && "
+        "git update-ref refs/agentgym/base HEAD",
+    )
+    return (await _must(sandbox, "git rev-parse HEAD")).stdout.strip()
+
+
+async def take_patch(sandbox: Sandbox, base: str) -> tuple[bytes, str]:
+    """What the policy changed since the commit ``base``, and why there is none where it cannot be told.
+
+    The repository is the policy's by now: it may have changed anything in it, and the patch is any bytes.
+    """
+    pieces: list[bytes] = []
+
+    def keep(stream: str, piece: bytes) -> None:
+        if stream == "stdout":
+            pieces.append(piece)
+
+    try:
+        added = await sandbox.exec(["git", "add", "-A"], cwd=WORK, env=_OWN, seconds=60)
+        if not added.ok:
+            return b"", f"git cannot tell what was changed: {added.stderr.strip()[:300]}"
+        command = ["git", "diff", "--cached", "--binary", "--no-color", "--no-ext-diff", "--no-textconv"]
+        done = await sandbox.exec(
+            [*command, "--no-renames", "--src-prefix=a/", "--dst-prefix=b/", base, "--"],
+            cwd=WORK, env=_OWN, seconds=60, limit=MAX_PATCH, on_output=keep,
+        )  # fmt: skip
+    except SandboxEnded as error:
+        return b"", f"the sandbox has ended: {error.why}"
+    if not done.ok:
+        return b"", f"git cannot tell what was changed: {(done.ended or done.stderr.strip())[:300]}"
+    if done.cut_stdout:
+        return b"", f"the change is larger than {MAX_PATCH >> 20} MiB"
+    return b"".join(pieces), ""
+
+
+async def score(start: Start, instance: Instance, patch: bytes, *, seconds: float = SECONDS) -> Verdict:
+    """Apply a patch to the repository as it was and run the hidden tests.
+
+    Args:
+        start: Starts the sandbox.
+        instance: What is repaired.
+        patch: Any bytes.
+        seconds: Deadline of the tests.
+
+    Raises:
+        SandboxFailed: The machinery around the sandbox broke.
+        EnvironmentFailed: The instance itself cannot be used.
+    """
+    if not patch.strip():
+        return Verdict(False, "nothing was changed")
+    async with start(spec_of(instance)) as sandbox:
+        await prepare(sandbox, instance)
+        dropped, why = await _apply(sandbox, instance, patch)
+        if why:
+            return Verdict(False, why, dropped=dropped)
+        if why := await lay(sandbox, [instance.test_patch]):
+            return Verdict(False, f"the hidden tests cannot be laid over the change: {why}", dropped=dropped)
+        try:
+            return await _judge(sandbox, instance, dropped, seconds)
+        except SandboxEnded as error:
+            return Verdict(False, f"the code under test ended its sandbox: {error.why}", dropped=dropped)
+
+
+async def _apply(sandbox: Sandbox, instance: Instance, patch: bytes) -> tuple[tuple[str, ...], str]:
+    """Apply a patch and undo what it may not do: the files that were undone, and why nothing was applied."""
+    await sandbox.write("/tmp/agentgym.patch", patch)
+    applied = await _git(sandbox, "apply", "--index", "--whitespace=nowarn", "/tmp/agentgym.patch")
+    if not applied.ok:
+        return (), f"the patch cannot be applied: {applied.stderr.strip()[:300]}"
+    told = await _git(sandbox, "diff", "--cached", "--raw", "-z", "--no-renames", "HEAD")
+    if not told.ok or told.cut_stdout or "\ufffd" in told.stdout:
+        return (), "the patch changes too many files, or files with names that are no text"
+    fields = told.stdout.split("\0")
+    added, other = [], []
+    for status, path in zip(fields[0::2], fields[1::2], strict=False):
+        mode, kind = status.split()[1], status.split()[4]
+        if instance.protected(path) or mode not in ("100644", "100755", "000000"):
+            (added if kind == "A" else other).append(path)
+    if added or other:
+        names = "\0".join((*added, *other)).encode()
+        listed = ("--pathspec-from-file=-", "--pathspec-file-nul")
+        undone = await _git(sandbox, "reset", "-q", *listed, "HEAD", stdin=names)
+        # First what was added: a folder may stand where a file was.
+        if added and undone.ok:
+            undone = await sandbox.exec(
+                ["xargs", "-0", "rm", "-rf", "--"], cwd=WORK, stdin="\0".join(added).encode() + b"\0"
+            )
+        if other and undone.ok:
+            undone = await _git(
+                sandbox, "checkout", "-q", "-f", *listed, "HEAD", stdin="\0".join(other).encode()
+            )
+        if not undone.ok:
+            return (), f"what the patch does to tests cannot be undone: {undone.stderr.strip()[:300]}"
+    return tuple(sorted((*added, *other))), ""
+
+
+async def lay(sandbox: Sandbox, patches: Sequence[str]) -> str:
+    """Apply patches that are trusted, one after the other: why one cannot be applied, or nothing."""
+    for patch in patches:
+        await sandbox.write("/tmp/agentgym.patch", patch.encode("utf-8", "surrogateescape"))
+        laid = await _git(sandbox, "apply", "--whitespace=nowarn", "/tmp/agentgym.patch")
+        if not laid.ok:
+            return laid.stderr.strip()[:300] or laid.ended
+    return ""
+
+
+async def _judge(sandbox: Sandbox, instance: Instance, dropped: tuple[str, ...], seconds: float) -> Verdict:
+    files = list(instance.test_files)
+    name, content, holds, fails = _canary()
+    place = str(PurePosixPath(files[0]).parent / name)
+    await sandbox.write(f"{WORK}/{place}", content)
+    files.insert(random.SystemRandom().randrange(len(files) + 1), place)
+    if instance.image is None:
+        path = search_path(instance.modules, instance.libraries)
+        run = await run_tests(sandbox, path=path, tests=files, seconds=seconds)
+    else:
+        run = await run_tests(
+            sandbox, path=[WORK], tests=files, seconds=seconds, python=instance.python, site=True
+        )
+    passed = run.passed
+    verdict = {
+        "fail_to_pass": _share(instance.fail_to_pass, passed),
+        "pass_to_pass": _share(instance.pass_to_pass, passed),
+    }
+    return Verdict(
+        not (why := _doubts(run, place, holds, fails) or _missing(instance, passed)),
+        why,
+        **verdict,
+        dropped=dropped,
+        output=run.output,
+    )
+
+
+def _doubts(run: Run, place: str, holds: Sequence[str], fails: Sequence[str]) -> str:
+    """Why a run is not believed."""
+    if not run.finished:
+        return "the tests were not run to their end"
+    if any(run.tests.get(f"{place}::{name}") != "passed" for name in holds):
+        return "a test that always passes did not pass"
+    if any(run.tests.get(f"{place}::{name}") != "failed" for name in fails):
+        return "a test that always fails did not fail"
+    return ""
+
+
+def _missing(instance: Instance, passed: frozenset[str]) -> str:
+    for what, listed in (("still", instance.fail_to_pass), ("now", instance.pass_to_pass)):
+        if failing := [name for name in listed if name not in passed]:
+            return f"{len(failing)} of {len(listed)} tests {what} fail"
+    return ""
+
+
+def _canary() -> tuple[str, str, list[str], list[str]]:
+    """A file of tests with names that nobody knows: its name, its text, what passes, what fails."""
+    names = [f"test_{secrets.token_hex(4)}" for _ in range(4)]
+    number = secrets.randbelow(10_000)
+    bodies = [
+        f"assert sorted([{number}, 3]) == sorted([3, {number}])",
+        f"assert {number} + 1 == {number}",
+        f"assert str({number}) == '{number}'",
+        f"assert int('{number}') != {number}",
+    ]
+    text = "".join(f"def {name}():\n    {body}\n\n\n" for name, body in zip(names, bodies, strict=True))
+    return f"test_{secrets.token_hex(4)}.py", text, names[0::2], names[1::2]
+
+
+def _share(listed: Sequence[str], passed: frozenset[str]) -> float:
+    return sum(name in passed for name in listed) / len(listed) if listed else 1.0
+
+
+async def _git(sandbox: Sandbox, *arguments: str, stdin: bytes = b"") -> ExecResult:
+    return await sandbox.exec(["git", *arguments], cwd=WORK, env=_OWN, stdin=stdin, seconds=60, limit=4 * MIB)
+
+
+async def _must(sandbox: Sandbox, command: str) -> ExecResult:
+    done = await sandbox.exec(command, cwd=WORK, env=_OWN, seconds=300)
+    if not done.ok:
+        raise EnvironmentFailed(
+            f"the repository cannot be set up: {command[:60]!r} gave {done.return_code}: "
+            f"{done.stderr.strip()[:300]}",
+            hint="git is needed in the sandbox, as /usr/bin/git for bubblewrap",
+        )
+    return done

@@ -1,0 +1,340 @@
+"""Repository repair: what instances are, and that nothing but a repair is rewarded."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentgym import paths
+from agentgym.actions import write_calls
+from agentgym.environments.code import repair_build, repair_images
+from agentgym.environments.code.repair import Repair
+from agentgym.environments.code.repair_archives import Index
+from agentgym.environments.code.repair_instances import SWE_GYM, Instance, load
+from agentgym.environments.code.repair_recipes import FILE, Recipes, recipes
+from agentgym.errors import DataUnavailable, UsageError
+from agentgym.messages import ToolCall
+from agentgym.sandboxes import make_backend
+
+QUICK = ("texttable-1.7.1", "tinydb-4.8.2")
+
+
+def bash(command: str) -> str:
+    return write_calls([ToolCall("bash", {"command": command})])
+
+
+SUBMIT = write_calls([ToolCall("submit", {})])
+
+
+def built(name: str, made: Recipes) -> Path:
+    """A built data set, kept in the cache for as long as the recipes stay as they are."""
+    place = paths.cache_dir("test-repair", hashlib.sha256(FILE.read_bytes()).hexdigest()[:16])
+    if not (place / name / "instances.jsonl").is_file():
+        folder = Path(tempfile.mkdtemp(dir=place))
+
+        async def build() -> None:
+            async with make_backend("bubblewrap") as backend:
+                assert await repair_build.build(folder, backend, Index(), chosen=made) == {}
+
+        try:
+            asyncio.run(build())
+        except DataUnavailable as error:
+            pytest.skip(f"the archives cannot be had here: {error.message}")
+        folder.rename(place / name)
+    return place / name
+
+
+@pytest.fixture(scope="module")
+def data() -> Path:
+    """Two instances, built of what the package index has."""
+    known = recipes()
+    chosen = tuple(recipe for recipe in known.recipes if recipe.id in QUICK)
+    return built("quick", Recipes(libraries=known.libraries, recipes=chosen))
+
+
+@pytest.fixture
+def env(data: Path) -> Iterator[Repair]:
+    made = Repair(data=data)
+    yield made
+    made.close()
+
+
+def play(env: Repair, task_id: str, *actions: str) -> tuple[float, dict[str, Any]]:
+    """Play to the end; the last reward and info."""
+    env.reset(seed=0, options={"task_id": task_id})
+    for action in actions:
+        _, reward, terminated, _, info = env.step(action)
+        if terminated:
+            return reward, info
+    raise AssertionError("the episode goes on")
+
+
+# Recipes ------------------------------------------------------------------------------------
+
+
+def test_recipes_are_whole() -> None:
+    made = recipes()
+    assert len(made.recipes) >= 25
+    assert len({recipe.package for recipe in made.recipes}) >= 15
+    assert len({recipe.id for recipe in made.recipes}) == len(made.recipes)
+    for recipe in made.recipes:
+        assert recipe.licence and recipe.python and recipe.sources and recipe.tests
+        assert recipe.old.version != recipe.new.version and recipe.old.sha256 != recipe.new.sha256
+        assert 1 <= len(recipe.fail_to_pass) <= repair_build.MOST
+        assert recipe.pass_to_pass.count >= repair_build.LEAST
+        assert set(recipe.libraries) <= made.libraries.keys()
+        assert recipe.package not in {made.libraries[name].package for name in recipe.libraries}
+        assert 150 <= len(recipe.statement) <= 2_000 and "\n" not in recipe.statement
+        # No name of a hidden test stands in what the policy reads.
+        names = {name.rpartition("::")[2].partition("[")[0] for name in recipe.fail_to_pass}
+        assert not [name for name in names if name in recipe.statement]
+    for library in made.libraries.values():
+        assert library.licence and library.file.endswith("-none-any.whl")
+    splits = {repair_build.split_of(recipe.package) for recipe in made.recipes}
+    assert splits == {"train", "test"}
+
+
+# What is protected, and other people's records ----------------------------------------------
+
+
+def instance(**more: Any) -> Instance:
+    given = {"test_patch": "diff --git a/checks/one.py b/checks/one.py\n", **more}
+    return Instance("i", "r", "1", "s", "p", fail_to_pass=(), pass_to_pass=(), **given)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "tests/test_a.py", "src/pkg/tests/data.txt", "test_a.py", "pkg/a_test.py", "conftest.py",
+        "pkg/conftest.py", "sitecustomize.py", "src/usercustomize.py", "pytest.ini", "setup.cfg", "tox.ini",
+        "pyproject.toml", "x.pth", "src/evil.pth", "pkg/__pycache__/a.pyc", "pkg/a.pyc", ".gitattributes",
+        "pkg.egg-info/entry_points.txt", "checks/one.py", "checks", "spec/deep/it.py",
+    ],
+)  # fmt: skip
+def test_tests_and_what_configures_them_are_protected(path: str) -> None:
+    assert instance(tests=("spec",)).protected(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["pkg/a.py", "src/pkg/testing.py", "pkg/latest.py", "README.md", "specs/it.py"]
+)
+def test_sources_are_not_protected(path: str) -> None:
+    assert not instance(tests=("spec",)).protected(path)
+
+
+RECORD = {
+    "instance_id": "Owner__name-1",
+    "repo": "owner/name",
+    "base_commit": "0" * 40,
+    "patch": "p",
+    "test_patch": "t",
+    "problem_statement": "It is broken.",
+    "FAIL_TO_PASS": '["tests/test_a.py::test_b[x y]"]',
+    "PASS_TO_PASS": ["tests/test_a.py::test_c"],
+    "version": "3.1",
+}
+
+
+def test_records_of_swe_bench_and_swe_gym_are_read(tmp_path: Path) -> None:
+    place = tmp_path / "records.json"
+    place.write_text(json.dumps([RECORD, {**RECORD, "instance_id": "o__n-2", "image_name": "mine:1"}]))
+    first, second = load(place)
+    assert (first.repo, first.version, first.base_commit) == ("owner/name", "3.1", "0" * 40)
+    assert first.fail_to_pass == ("tests/test_a.py::test_b[x y]",)
+    assert first.pass_to_pass == ("tests/test_a.py::test_c",)
+    assert first.test_files == ("tests/test_a.py",)
+    assert first.image == "swebench/sweb.eval.x86_64.owner_1776_name-1:latest"
+    assert second.image == "mine:1"
+    lines = tmp_path / "records.jsonl"
+    lines.write_text(f"{json.dumps(RECORD)}\n\n")
+    assert load(lines, images=SWE_GYM)[0].image == "xingyaoww/sweb.eval.x86_64.owner_s_name-1:latest"
+    env = Repair(data=lines)
+    assert env.tasks("test").ids == ["Owner__name-1"] and len(env.tasks("train")) == 0
+    task = env.find_task("Owner__name-1")
+    assert "patch" not in task.metadata and task.private["patch"] == "p"
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"patch": None}, None),
+        ({"FAIL_TO_PASS": "no list"}, "no instance"),
+        ({"FAIL_TO_PASS": {"a": 1}}, "no instance"),
+        ({"FAIL_TO_PASS": ["test_b (a.tests.B)"]}, "not named as pytest names them"),
+        ({"agentgym": {}}, "no instance"),
+        ({"agentgym": {}, "instance_id": "../../etc"}, "cannot name a folder"),
+    ],
+)
+def test_what_is_no_record_is_refused(tmp_path: Path, change: dict[str, Any], said: str | None) -> None:
+    place = tmp_path / "records.jsonl"
+    record = {**RECORD, **change}
+    if said is None:
+        del record["patch"]
+        said = "patch"
+    place.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=said):
+        load(place)
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "records.jsonl"
+    for text in ("{", "[1"):
+        place.write_text(text)
+        with pytest.raises(DataUnavailable, match="cannot be read"):
+            load(place)
+    with pytest.raises(DataUnavailable, match="cannot be read"):
+        load(tmp_path / "nothing")
+
+
+def test_a_dockerfile_is_built_only_for_one_who_says_so(tmp_path: Path) -> None:
+    place = tmp_path / "records.jsonl"
+    place.write_text(json.dumps({**RECORD, "dockerfile": "FROM scratch\n"}))
+    env = Repair(data=place)
+    with pytest.raises(UsageError, match="brings a Dockerfile"):
+        env.reset(options={"task_id": "Owner__name-1", "split": "test"})
+    env.close()
+    with pytest.raises(UsageError, match="has no Dockerfile"):
+        asyncio.run(repair_images.build(instance(), allowed=True))
+
+
+# Episodes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.parametrize("task_id", QUICK)
+def test_the_change_of_the_next_release_is_rewarded_and_nothing_is_not(env: Repair, task_id: str) -> None:
+    task = env.find_task(task_id)
+    reward, info = play(env, task_id, *env.expert(task))
+    assert (reward, info["success"], info["why"]) == (1.0, True, "")
+    assert info["fail_to_pass"] == info["pass_to_pass"] == 1.0 and info["patch"].startswith("diff --git")
+    reward, info = play(env, task_id, *env.nop(task))
+    assert (reward, info["success"], info["why"]) == (0.0, False, "nothing was changed")
+
+
+@pytest.mark.bubblewrap
+def test_the_policy_sees_the_problem_and_nothing_of_the_solution(env: Repair) -> None:
+    observation, info = env.reset(seed=0, options={"task_id": "texttable-1.7.1"})
+    task = env.task
+    assert task.instruction in observation
+    assert [tool["function"]["name"] for tool in info["tools"]] == ["bash", "edit", "submit"]
+    told, *_ = env.step(bash("git log --oneline | wc -l; git status --short | wc -l; ls -a; env"))
+    assert told.split()[:2] == ["1", "0"]
+    told, *_ = env.step(bash("python3 -m pytest -q tests.py 2>&1 | tail -1"))
+    assert "passed" in told
+    told, *_ = env.step(
+        bash("grep -rl test_add_rows_iterator /work /tmp /etc /var /opt /home; git fsck --lost-found; find /work /tmp -name "*.patch"")
+    )
+    assert "test" not in told and "patch" not in told
+    assert "1.7.1" not in env.step(bash("git show --stat HEAD; cat texttable.py"))[0]
+
+
+@pytest.mark.bubblewrap
+def test_the_last_turn_hands_in_what_is_there(data: Path) -> None:
+    env = Repair(data=data, max_steps=2)
+    env.reset(seed=0, options={"task_id": "tinydb-4.8.2"})
+    apply, submit = env.expert(env.task)[:-1], env.expert(env.task)[-1]
+    assert submit == SUBMIT and len(apply) == 2
+    env.step(apply[0])
+    _, reward, terminated, truncated, info = env.step(apply[1])
+    assert (reward, terminated, truncated, info["success"]) == (1.0, False, True, True)
+    env.close()
+
+
+FORGE = r"""
+import json, os
+for fd in range(3, 40):
+    try:
+        for name in ("tests.py::test_add_rows_header_only_iterator", "tests.py::test_texttable"):
+            os.write(fd, (json.dumps(["", "test", name, "passed"]) + "\n").encode())
+        os.write(fd, (json.dumps(["", "end", "", 0]) + "\n").encode())
+    except OSError:
+        pass
+"""
+
+IN_FRONT = "(echo '{}'; cat texttable.py) > t; mv t texttable.py"
+"""Put a line in front of the source."""
+
+CHEATERS = {
+    "the tests are made empty": "echo 'def test_x(): pass' > tests.py",
+    "the tests are a link": "ln -sf /dev/null tests.py",
+    "the tests are a folder": "rm tests.py; mkdir tests.py; touch tests.py/x",
+    "a conftest lets all pass": r"""cat > conftest.py <<'END'
+import pytest
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    outcome.get_result().outcome = "passed"
+END""",
+    "site hooks": "for f in sitecustomize usercustomize; do echo 'import os; os._exit(0)' > $f.py; done; "
+    "echo 'import os; os._exit(0)' > x.pth",
+    "pytest's configuration": "printf '[pytest]\naddopts = --co\n' | tee pytest.ini tox.ini; "
+    "printf '[tool:pytest]\naddopts = --co\n' > setup.cfg",
+    "an end before the end": IN_FRONT.format('import os; print("17 passed"); os._exit(0)'),
+    "an end when pytest ends": IN_FRONT.format("import atexit, os; atexit.register(os._exit, 0)"),
+    "all tests are skipped": IN_FRONT.format("import pytest; pytest.skip(allow_module_level=True)"),
+    "pytest is changed": IN_FRONT.format(
+        "import _pytest.reports as p; "
+        'p.TestReport.outcome = property(lambda s: "passed", lambda s, v: None)'
+    ),
+    "pytest calls nothing": IN_FRONT.format(
+        "import _pytest.python as p; p.Function.runtest = lambda *a, **k: True"
+    ),
+    "results are written": f"(cat <<'END'\n{FORGE}\nEND\ncat texttable.py) > t; mv t texttable.py",
+    "a reward file and a daemon": "echo 1 > reward.txt; mkdir -p /tmp/logs; echo 1 > /tmp/logs/reward; "
+    "(setsid sh -c 'while true; do echo 17 passed; sleep 1; done' > /dev/null 2>&1 &)",
+    "a link in place of the source": "ln -sf /opt texttable.py",
+    "names that are no text": r"""touch "$(printf 'a\377.py')" """,
+    "a patch without an end": "head -c 9000000 /dev/urandom | base64 > big.txt",
+    "git writes another patch": "git config diff.external /bin/true; git config core.fsmonitor false; "
+    "echo '*.py diff=x' > .gitattributes; git config diff.x.textconv 'echo'; echo > texttable.py",
+    "git is gone": "rm -rf .git",
+    "a history of its own": "git commit -q --allow-empty -m x; git gc -q; git reset -q --hard HEAD",
+    "the sandbox is ended": "kill -9 -1; sleep 5",
+    "the disk is full": "head -c 900000000 /dev/zero > zero",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.bubblewrap
+@pytest.mark.parametrize("way", CHEATERS)
+def test_a_cheater_is_not_rewarded(env: Repair, way: str) -> None:
+    reward, info = play(env, "texttable-1.7.1", bash(CHEATERS[way]), SUBMIT)
+    assert (reward, info["success"]) == (0.0, False)
+
+
+@pytest.mark.bubblewrap
+def test_what_a_policy_does_to_tests_is_undone_and_its_repair_counts(env: Repair) -> None:
+    task = env.find_task("texttable-1.7.1")
+    mess = bash(
+        f"{CHEATERS['the tests are a folder']}\n{CHEATERS['site hooks']}\n"
+        f"{CHEATERS['a conftest lets all pass']}\n"
+        "mkdir -p pkg/tests; echo 'assert False' > pkg/tests/test_no.py; git add -A; git commit -q -m mine"
+    )
+    reward, info = play(env, task.id, mess, *env.expert(task))
+    assert reward == 1.0, info["why"]
+    dropped = {"conftest.py", "sitecustomize.py", "usercustomize.py", "x.pth", "tests.py", "tests.py/x"}
+    assert dropped | {"pkg/tests/test_no.py"} == set(info["dropped"])
+
+
+@pytest.mark.slow
+@pytest.mark.bubblewrap
+@pytest.mark.timeout(1800)
+def test_every_oracle_is_rewarded() -> None:
+    data = built("all", recipes())
+    env = Repair(data=data)
+    lost = {}
+    for split in env.splits:
+        for task in env.tasks(split):
+            reward, info = play(env, task.id, *env.expert(task))
+            if reward != 1.0:
+                lost[task.id] = info["why"]
+    env.close()
+    assert lost == {}
