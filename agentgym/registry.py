@@ -34,6 +34,7 @@ class Family:
         extra: The extra that holds its dependencies.
         summary: One line.
         kwargs: Arguments of the class.
+        episodes: How many an evaluation takes where none are asked for.
     """
 
     id: str
@@ -41,13 +42,20 @@ class Family:
     extra: str = ""
     summary: str = ""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    episodes: int = 100
 
 
 _families: dict[str, Family] = {}
 
 
 def register(
-    id: str, entry_point: str, *, extra: str = "", summary: str = "", kwargs: Mapping[str, Any] | None = None
+    id: str,
+    entry_point: str,
+    *,
+    extra: str = "",
+    summary: str = "",
+    kwargs: Mapping[str, Any] | None = None,
+    episodes: int = 100,
 ) -> None:
     """Register an environment under a versioned id.
 
@@ -57,11 +65,13 @@ def register(
         extra: The extra of ``agentgym-llm`` that holds its dependencies, if any.
         summary: One line for ``agentgym list``.
         kwargs: Arguments of the class.
+        episodes: How many an evaluation takes where none are asked for: the whole split, where a benchmark's
+            score is over all of it.
 
     Raises:
         UsageError: The id has no version, or another entry point holds it.
     """
-    family = Family(id, entry_point, extra, summary, dict(kwargs or {}))
+    family = Family(id, entry_point, extra, summary, dict(kwargs or {}), episodes)
     if "-v" not in id:
         raise UsageError(f"the id {id!r} has no version", hint=f"call it {id}-v0")
     if id in _families and _families[id] != family:

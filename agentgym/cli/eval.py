@@ -50,10 +50,16 @@ class Evaluation:
 @click.command("eval", context_settings={"allow_extra_args": True})
 @click.argument("id", required=False)
 @click.option(
-    "--policy", metavar="NAME", help="expert (or oracle), nop, random, a plug-in, or a model: folder, hub name, smollm2."
+    "--policy",
+    metavar="NAME",
+    help="expert (or oracle), nop, random, a plug-in, or a model: folder, hub name, smollm2.",
 )
 @click.option("--split", metavar="NAME", help="Default: the family's.")
-@click.option("--episodes", type=click.IntRange(1), help="Number of episodes in all.  [default: 100]")
+@click.option(
+    "--episodes",
+    type=click.IntRange(1),
+    help="Number of episodes.  [default: the family's, often 100]",
+)
 @click.option("--samples", type=click.IntRange(1), help="Episodes on each task, for pass@k.  [default: 1]")
 @click.option("--seed", type=click.IntRange(0), help="Draws the tasks; roots every other seed.  [default: 0]")
 @stack_options
@@ -132,6 +138,7 @@ def _new(options: Mapping[str, Any]) -> Evaluation:
     """A new evaluation: what was typed over what ``--like`` names over the defaults."""
     from agentgym.evaluation.run import EvaluationConfig
     from agentgym.policies.base import Sampling
+    from agentgym.registry import families
     from agentgym.rollout.engine import RolloutConfig
     from agentgym.wrappers.stack import EnvConfig
 
@@ -157,7 +164,10 @@ def _new(options: Mapping[str, Any]) -> Evaluation:
         **given(options, (*ROLLOUT_FIELDS, "deterministic")),
         "sampling": Sampling(**sampling),
     }
-    config = EvaluationConfig(**given(options, EVALUATION_FIELDS), rollout=RolloutConfig(**rollout))
+    chosen = given(options, EVALUATION_FIELDS)
+    if "episodes" not in chosen and (family := families().get(id)) is not None:
+        chosen["episodes"] = family.episodes
+    config = EvaluationConfig(**chosen, rollout=RolloutConfig(**rollout))
     out = options["out"] or _free_folder()
     return Evaluation(env, options["policy"], config, out, key_values(options["policy_pairs"]))
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 
-from agentgym import journal
+from agentgym import journal, registry
 from agentgym.journal import Journal
 
 Run = Callable[..., Any]
@@ -44,6 +45,18 @@ def test_stdout_is_one_json_document_and_nothing_else(piped: Run) -> None:
     assert report["infra_failed"] == 0 and report["seconds"] > 0
     assert json.loads(Path(report["run"], "report.json").read_text()) == report
     assert "6 of 6 episodes" in result.err
+
+
+def test_a_family_says_how_many_episodes_where_none_are_asked_for(
+    agentgym: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for known in (registry._families, gymnasium.envs.registration.registry):
+        monkeypatch.setitem(known, "agentgym/EvalSize-v0", None)
+        known.pop("agentgym/EvalSize-v0")  # the fixture takes away what is registered now
+    registry.register("agentgym/EvalSize-v0", ECHO, episodes=7)
+    whole = agentgym("eval", "agentgym/EvalSize-v0", "--policy", "expert", "--json")
+    asked = agentgym("eval", "agentgym/EvalSize-v0", "--policy", "expert", "--episodes", 3, "--json")
+    assert (whole.json["episodes"], asked.json["episodes"]) == (7, 3)
 
 
 def test_what_libraries_print_goes_to_stderr(
