@@ -32,6 +32,7 @@ COMMANDS = {
     "train": "Train a policy.",
     "view": "Read the episodes of a run.",
     "serve": "Serve an environment to OpenEnv clients.",
+    "mcp": "Serve an environment to MCP clients.",
     "check": "Hold an environment to the contract.",
     "new": "Scaffold an installable environment package.",
     "data": "Pre-generate games; see and clear what lies on disk.",
