@@ -1,8 +1,9 @@
 """The host's end of what a sandbox's worker (:mod:`agentgym.sandboxes.guest`) says.
 
-Invariant: what comes is bounded and never believed: a frame that is too long, of an unknown kind or for
-nobody ends the channel or is dropped, and no content is parsed but fixed-width numbers. Reading never stops,
-so a worker never waits for its host, and one call never waits for another.
+Invariant: what comes is bounded and never believed: a frame that is too long or of an unknown kind, and more
+of them than were asked for, end the channel, and no content is parsed but fixed-width numbers. Reading never
+stops, so a worker never waits for its host, one call never waits for another, and the event loop never waits
+for more than one small piece to be taken apart.
 """
 
 from __future__ import annotations
@@ -21,6 +22,14 @@ LONGEST = 4 << 20
 
 HEAD = 9
 PIECE = 1 << 20
+READ = 1 << 16
+"""Bytes that are read at a time: they may be thousands of frames, and others wait meanwhile."""
+
+OVERHEAD = 10
+"""Bytes on the wire for each byte of content, at worst: one byte a frame."""
+
+SPARE = 1 << 16
+"""Bytes that every answer may have beyond its content: how it ended, and words of an error."""
 
 
 class ChannelClosed(Exception):
@@ -33,11 +42,17 @@ class Call:
     Args:
         number: Its number on the channel.
         on_frame: Called with the kind and the content of each frame of its answer.
+        content: Bytes of content that the answer may have.
     """
 
-    def __init__(self, number: int, on_frame: Callable[[bytes, bytes], None]) -> None:
+    def __init__(self, number: int, on_frame: Callable[[bytes, bytes], None], content: int = 0) -> None:
         self.number = number
         self.on_frame = on_frame
+        self.left = OVERHEAD * content + SPARE
+
+    def allow(self, content: int) -> None:
+        """Let the answer have more bytes of content."""
+        self.left += OVERHEAD * content
 
 
 class Channel:
@@ -66,16 +81,20 @@ class Channel:
         self._buffer = bytearray()
         self._waiting: deque[memoryview] = deque()
         self._closed = False
+        # What may still come for calls that were given up.
+        self._stray = SPARE
         self.version: asyncio.Future[str] = self._loop.create_future()
         self._loop.add_reader(incoming, self._read)
 
-    def call(self, on_frame: Callable[[bytes, bytes], None], name: str, *arguments: Any) -> Call:
-        """Ask for something.
+    def call(
+        self, on_frame: Callable[[bytes, bytes], None], name: str, *arguments: Any, content: int = 0
+    ) -> Call:
+        """Ask for something whose answer has at most ``content`` bytes, beside how it ended.
 
         Raises:
             ChannelClosed: Nobody listens.
         """
-        call = Call(next(self._numbers), on_frame)
+        call = Call(next(self._numbers), on_frame, content)
         self._calls[call.number] = call
         self.tell(call, name, *arguments)
         return call
@@ -88,7 +107,8 @@ class Channel:
 
     def forget(self, call: Call) -> None:
         """Drop whatever else is said of a call."""
-        self._calls.pop(call.number, None)
+        if self._calls.pop(call.number, None) is not None:
+            self._stray += max(0, call.left)
 
     def close(self) -> None:
         """Hang up; a second call does nothing."""
@@ -134,7 +154,7 @@ class Channel:
         if self._closed:
             return
         try:
-            piece = os.read(self._in, PIECE)
+            piece = os.read(self._in, READ)
         except BlockingIOError:
             return
         except OSError:
@@ -158,14 +178,23 @@ class Channel:
         del self._buffer[:start]
 
     def _take(self, kind: bytes, number: int, content: bytes) -> None:
-        if kind == b"h":
+        call = self._calls.get(number)
+        if call is None:
+            self._stray -= HEAD + len(content)
+        else:
+            call.left -= HEAD + len(content)
+        if (self._stray if call is None else call.left) < 0:
+            self._end("it said more than it was asked for")
+        elif kind == b"h":
             if not self.version.done():
                 self.version.set_result(content[:16].decode("ascii", "replace"))
-            return
-        if (call := self._calls.get(number)) is not None:
+        elif call is not None:
             if kind in (b"x", b"k", b"f"):
                 del self._calls[number]
-            call.on_frame(kind, content)
+            try:
+                call.on_frame(kind, content)
+            except Exception as error:  # the caller's own; the others go on
+                self._loop.call_exception_handler({"message": "on a sandbox's output", "exception": error})
 
     def _end(self, why: str | None) -> None:
         if self._closed:

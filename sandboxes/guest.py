@@ -142,9 +142,17 @@ class Guest:
         and its output waits after ``limit`` bytes until more are asked for.
         """
         started = time.monotonic()
-        pipes = os.pipe(), os.pipe(), os.pipe()
+        pipes = []  # type: list[tuple[int, int]]
+        try:
+            for _ in range(3):
+                pipes.append(os.pipe())
+            pid = os.fork()
+        except OSError:  # whoever used everything up gets the worker no more file descriptors than that
+            for pipe in pipes:
+                for end in pipe:
+                    os.close(end)
+            raise
         (input_end, into), (out, output_end), (err, error_end) = pipes
-        pid = os.fork()
         if pid == 0:
             try:
                 os.setsid()
@@ -190,12 +198,12 @@ class Guest:
                 command.pending.append(data)
             self.feed(command)
 
-    def do_more(self, number: int, count: int) -> None:
+    def do_more(self, number: int, wanted: bytes, count: int) -> None:
         """Go on with a command's output that waits."""
         command = self.commands.get(number)
         if command is not None:
             for fd, (owner, kind) in self.readers.items():
-                if owner is command:
+                if owner is command and kind == wanted:
                     if command.left[kind] <= 0:
                         self.poll.register(fd, select.POLLIN)
                     command.left[kind] += count

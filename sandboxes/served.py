@@ -42,6 +42,15 @@ SLACK = 15.0
 FILE_SECONDS = 60.0
 """Deadline of one file operation."""
 
+TRANSFER_SECONDS = 600.0
+"""Deadline of one download: each of its files may come slowly, but not all of them."""
+
+DEEPEST = 100
+"""How deep folders may lie in each other in a download."""
+
+LONGEST_ENTRY = 2 * 4096 + 64
+"""Bytes of one entry of a listing: a name, a link's target, and numbers."""
+
 CHUNK = 2 * MIB
 CREDIT = 256 * 1024
 IN_FLIGHT = 32
@@ -149,7 +158,7 @@ class ServedSandbox(Sandbox):
         if not seconds > 0:
             raise UsageError(f"the deadline of a command is {seconds}", hint="give seconds above 0")
         self._check()
-        kept: dict[bytes, list[bytes]] = {b"o": [], b"e": []}
+        kept = {b"o": bytearray(), b"e": bytearray()}
         left = {b"o": limit, b"e": limit}
         done: asyncio.Future[tuple[int, ...]] = asyncio.get_running_loop().create_future()
 
@@ -157,16 +166,17 @@ class ServedSandbox(Sandbox):
             if kind in kept:
                 content = content[: left[kind]]
                 left[kind] -= len(content)
-                kept[kind].append(content)
+                kept[kind] += content
                 if on_output is not None and content:
                     on_output(STREAMS[kind], content)
             elif not done.done():
                 if kind == b"f":
-                    kept[b"e"].append(content[:KEPT])
+                    kept[b"e"] += content[:KEPT]
                 done.set_result(_numbers(content) if kind == b"x" else (127 + 256, 0, 0, 0, 0))
 
         started = asyncio.get_running_loop().time()
-        call = self._call(take, "exec", *self._started(command, cwd, env), stdin, seconds, limit)
+        asked = self._started(command, cwd, env)
+        call = self._call(take, "exec", *asked, stdin, seconds, limit, content=2 * limit)
         try:
             answer = await self._answer(done, seconds + SLACK)
         except asyncio.CancelledError:
@@ -175,7 +185,7 @@ class ServedSandbox(Sandbox):
             raise
         finally:
             self._speaking.forget(call)
-        told = [b"".join(kept[kind]).decode("utf-8", "replace") for kind in (b"o", b"e")]
+        told = [kept[kind].decode("utf-8", "replace") for kind in (b"o", b"e")]
         if isinstance(answer, End):
             took = asyncio.get_running_loop().time() - started
             return ExecResult(told[0], told[1], -9, ended=answer.why, seconds=took)
@@ -203,7 +213,7 @@ class ServedSandbox(Sandbox):
 
     async def upload(self, source: Path, target: str) -> None:
         """See :meth:`Sandbox.upload`."""
-        entries = await asyncio.to_thread(lambda: list(_walked(source)))
+        entries = await asyncio.to_thread(lambda: list(walked(source)))
         for entry in entries:
             if entry.kind == "folder":
                 await self._gather(target, 0, "folder", self._inside(target, entry.name), entry.mode)
@@ -230,8 +240,9 @@ class ServedSandbox(Sandbox):
         if os.path.lexists(target):  # noqa: ASYNC240
             raise UsageError(f"{target} is there already", hint="give a new name")
         inside = self._inside(source)
-        listing = await self._gather(source, 64 * MIB, "list", inside, max_files)
-        entries = list(_listed(listing, source))
+        most = min(64 * MIB, (max_files + 2) * LONGEST_ENTRY)
+        listing = await self._gather(source, most, "list", inside, max_files)
+        entries = await asyncio.to_thread(_entries, listing, source, max_files + 1)
         if len(entries) > max_files:
             raise PathRefused(f"{source} holds more than {max_files} files and folders")
         if (size := sum(entry.size for entry in entries)) > max_bytes:
@@ -241,7 +252,10 @@ class ServedSandbox(Sandbox):
         try:
             root = made / "copy"
             try:
-                await self._copy_out(inside, entries, root, max_bytes)
+                async with asyncio.timeout(TRANSFER_SECONDS):
+                    await self._copy_out(inside, entries, root, max_bytes)
+            except TimeoutError:
+                raise PathRefused(f"{source} did not come within {TRANSFER_SECONDS:g} s") from None
             except (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
                 raise PathRefused(f"{source}: its listing contradicts itself: {error}") from error
             root.rename(target)
@@ -261,9 +275,9 @@ class ServedSandbox(Sandbox):
         if self._end.done():
             raise _raised(self._end.result())
 
-    def _call(self, take: Any, name: str, *arguments: Any) -> Call:
+    def _call(self, take: Any, name: str, *arguments: Any, content: int) -> Call:
         try:
-            return self._speaking.call(take, name, *arguments)
+            return self._speaking.call(take, name, *arguments, content=content)
         except ChannelClosed:
             # It is being found out how it ended; whoever waits for the answer waits for that.
             return Call(0, take)
@@ -295,7 +309,7 @@ class ServedSandbox(Sandbox):
             PathRefused: The worker says no, or sends more than ``limit`` bytes.
         """
         self._check()
-        pieces: list[bytes] = []
+        gathered = bytearray()
         done: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         left = limit
 
@@ -304,16 +318,16 @@ class ServedSandbox(Sandbox):
             if kind == b"o":
                 left -= len(content)
                 if left < 0:
-                    pieces.clear()
+                    gathered.clear()
                     self._speaking.forget(call)
                     if not done.done():
                         done.set_result(f"it is larger than {limit} bytes".encode())
                 else:
-                    pieces.append(content)
+                    gathered.extend(content)
             elif not done.done():
                 done.set_result(content if kind == b"f" else None)
 
-        call = self._call(take, name, *arguments)
+        call = self._call(take, name, *arguments, content=limit)
         try:
             problem = await self._answer(done, FILE_SECONDS)
         finally:
@@ -322,7 +336,7 @@ class ServedSandbox(Sandbox):
             raise _raised(problem)
         if problem is not None:
             raise PathRefused(f"{path}: {problem[:300].decode('utf-8', 'replace')}")
-        return b"".join(pieces)
+        return bytes(gathered)
 
     def _started(
         self, command: Sequence[str] | str, cwd: str | None, env: Mapping[str, str] | None
@@ -375,7 +389,9 @@ class ServedSandbox(Sandbox):
         for entry in entries:
             if entry.kind == "link" and not single:
                 led = posixpath.normpath(posixpath.join(posixpath.dirname(entry.name), entry.link))
-                if not entry.link.startswith("/") and (led in names or led == "."):
+                # A step up from behind another link leads elsewhere than its words say.
+                plain = ".." not in entry.link.lstrip("./").split("/")
+                if not entry.link.startswith("/") and plain and (led in names or led == "."):
                     (root / entry.name).parent.mkdir(parents=True, exist_ok=True)
                     (root / entry.name).symlink_to(entry.link)
         if single and not os.path.lexists(root):  # noqa: ASYNC240
@@ -386,10 +402,15 @@ class _Process(Process):
     def __init__(self, sandbox: ServedSandbox, argv: list[str], cwd: str, env: dict[str, str]) -> None:
         self._sandbox = sandbox
         self._output: asyncio.Queue[tuple[bytes, bytes]] = asyncio.Queue()
-        self._call = sandbox._call(self._take, "exec", argv, cwd, env, None, 0, CREDIT)
+        self._held = 0
+        self._call = sandbox._call(self._take, "exec", argv, cwd, env, None, 0, CREDIT, content=2 * CREDIT)
 
     def _take(self, kind: bytes, content: bytes) -> None:
-        self._output.put_nowait((kind, content))
+        if kind not in STREAMS:
+            self._output.put_nowait((kind, content))
+        elif content and self._held + len(content) <= 2 * CREDIT:  # a worker that keeps to it sends no more
+            self._held += len(content)
+            self._output.put_nowait((kind, content))
 
     async def write(self, data: bytes) -> None:
         self._tell("stdin", data)
@@ -410,8 +431,10 @@ class _Process(Process):
             raise TimeoutError
         kind, content = waiting.result()
         if kind in STREAMS:
+            self._held -= len(content)
             if self._sandbox._end.done() is False:
-                self._tell("more", len(content))
+                self._call.allow(len(content))
+                self._tell("more", kind, len(content))
             return STREAMS[kind], content
         self.returned = _numbers(content)[0] - 256 if kind == b"x" else 127
         return ("stderr", content) if kind == b"f" and content else None
@@ -439,7 +462,7 @@ class _Entry(NamedTuple):
     place: Path
 
 
-def _walked(source: Path) -> Iterator[_Entry]:
+def walked(source: Path) -> Iterator[_Entry]:
     """What lies under ``source``, folders before what is in them."""
     if not source.exists():
         raise UsageError(f"{source} is not there")
@@ -468,14 +491,15 @@ def _walked(source: Path) -> Iterator[_Entry]:
                 raise UsageError(f"{place} is no file, folder or link")
 
 
-def _listed(listing: bytes, source: str) -> Iterator[_Entry]:
-    """What a worker says is there, checked name by name.
+def _entries(listing: bytes, source: str, most: int) -> list[_Entry]:
+    """What a worker says is there, checked name by name; no more than ``most``.
 
     Raises:
         PathRefused: It cannot be.
     """
-    parts = iter(listing.split(b"\0")[:-1])
     refused = PathRefused(f"{source}: its listing cannot be read")
+    entries: list[_Entry] = []
+    parts = _parts(listing)
     for part in parts:
         try:
             kind, mode, size, name = part.split(b" ", 3)
@@ -490,10 +514,33 @@ def _listed(listing: bytes, source: str) -> Iterator[_Entry]:
             )
         except (ValueError, StopIteration):
             raise refused from None
-        steps = entry.name.split("/")
-        if entry.size < 0 or (entry.name and any(step in ("", ".", "..") for step in steps)):
+        steps = name.split(b"/")
+        if entry.size < 0 or (name and any(step in (b"", b".", b"..") or len(step) > 255 for step in steps)):
             raise refused
-        yield entry
+        if len(steps) > DEEPEST or len(name) > 3000 or len(link) > 4095:
+            raise PathRefused(f"{source}: its folders lie more than {DEEPEST} deep")
+        entries.append(entry)
+        if len(entries) >= most:
+            break
+    links = {entry.name for entry in entries if entry.kind == "link"}
+    if links and any(above in links for entry in entries for above in _above(entry.name)):
+        raise refused
+    return entries
+
+
+def _parts(listing: bytes) -> Iterator[bytes]:
+    at = 0
+    while (until := listing.find(b"\0", at)) >= 0:
+        yield listing[at:until]
+        at = until + 1
+
+
+def _above(name: str) -> Iterator[str]:
+    """The folders that a relative name lies in."""
+    at = name.find("/")
+    while at >= 0:
+        yield name[:at]
+        at = name.find("/", at + 1)
 
 
 def _numbers(content: bytes) -> tuple[int, ...]:
