@@ -136,3 +136,23 @@ register(
     extra="code",
     summary="write a function, run its visible examples in a sandbox, submit it to hidden tests",
 )
+
+register(
+    "agentgym/Repair-v0",
+    "agentgym.environments.code.repair:Repair",
+    extra="code",
+    summary="repair a package with a shell and an editor; hidden tests decide, in the way of SWE-bench",
+)
+
+register(
+    "agentgym/Terminal-v0",
+    "agentgym.environments.code.terminal:Terminal",
+    extra="code",
+    summary="42 kinds of shell tasks: files, text, git, archives, processes, SQLite; the folder is judged",
+)
+register(
+    "agentgym/TaskFolder-v0",
+    "agentgym.environments.code.harbor:TaskFolders",
+    extra="code",
+    summary="tasks in the folders of Harbor and Terminal-Bench, judged in a fresh container (folder=…)",
+)

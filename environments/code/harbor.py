@@ -1,0 +1,452 @@
+"""Task folders of Harbor and Terminal-Bench as an environment.
+
+Invariants: what judges runs in a container that the policy never entered, made of the task's image anew, with
+the policy's files at their paths, the tests and an empty place for the reward from our side; nothing of the
+policy runs there but what the tests themselves run. Somebody's Dockerfile is built only for a caller who says
+so.
+
+Harbor calls this a separate verifier. By default both upstreams judge in the container in which the policy
+worked: what a policy changed outside the judged paths counts there and not here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import math
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentgym.actions import write_calls
+from agentgym.environments.code.base import CodeEnv, Score
+from agentgym.environments.code.harbor_folder import TaskFolder, read_folder
+from agentgym.errors import EnvironmentFailed, MissingDependency, UsageError
+from agentgym.messages import ToolCall
+from agentgym.sandboxes import Mount, PathRefused, Sandbox, SandboxSpec
+from agentgym.sandboxes.base import MIB
+from agentgym.task import Task, TaskSet, of_list
+from agentgym.tools import Tool, tool
+from agentgym.tools.bash import bash_tool
+from agentgym.tools.edit import edit_tool
+
+MOST_BYTES = 256 * MIB
+MOST_FILES = 50_000
+"""What a policy may leave."""
+
+DISK = 1024
+"""Most megabytes of files where they are kept in memory."""
+
+SECONDS = 120.0
+"""Deadline of one command of the policy where ``limits`` says nothing else."""
+
+BUILD_SECONDS = 3_600.0
+_LOGS = ("verifier", "agent", "artifacts")
+_CHUNK = 60_000
+_RESULT = re.compile(r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+
+
+class TaskFolders(CodeEnv):
+    """Tasks in the forms of Harbor and of Terminal-Bench 1.
+
+    Args:
+        folder: A task's folder, or a folder of tasks.
+        build: Build a task's image from its Dockerfile where the daemon has none. That runs somebody's
+            commands, with the network and the rights of the Docker daemon.
+        image: Name of a task's image, with ``{id}``; default: the one that the task names, or the one that
+            ``build`` makes.
+        workdir: The working directory, where it is another than the task's files tell.
+        sandbox: Name or import path of the sandbox backend. Only tasks without an image run in others than
+            ``docker``.
+        sandbox_options: Its options; default for ``docker``: a root that can be written, and its user 0, as
+            both forms expect.
+        limits: See :class:`~agentgym.environments.code.base.CodeEnv`; they come before the task's own.
+        max_steps: Truncate after so many turns, and judge what is there then; ``None`` never does.
+        render_mode: ``ansi`` or ``None``.
+
+    Attributes:
+        left_out: Why a task is left out of the task set, by id.
+
+    Raises:
+        UsageError: There is no task that can be used.
+        DataUnavailable: A task's files cannot be read.
+    """
+
+    splits = ("test",)
+    version = "1"
+
+    def __init__(
+        self,
+        *,
+        folder: str | Path,
+        build: bool = False,
+        image: str | None = None,
+        workdir: str | None = None,
+        sandbox: str = "docker",
+        sandbox_options: Mapping[str, Any] | None = None,
+        limits: Mapping[str, float] | None = None,
+        max_steps: int | None = 50,
+        render_mode: str | None = None,
+    ) -> None:
+        if sandbox == "docker":
+            sandbox_options = {"writable": True, "user": "0:0", **(sandbox_options or {})}
+        super().__init__(
+            sandbox=sandbox,
+            sandbox_options=sandbox_options,
+            limits={"seconds": SECONDS, **(limits or {})},
+            max_steps=max_steps,
+            render_mode=render_mode,
+        )
+        self._build, self._image, self._workdir = build, image, workdir
+        found = read_folder(Path(folder))
+        why = {task.id: self._lacks(task) for task in found}
+        self.left_out = {id: reason for id, reason in why.items() if reason}
+        self._folders = {task.id: task for task in found if not why[task.id]}
+        if not self._folders:
+            first = next(iter(self.left_out.items()))
+            raise UsageError(f"no task of {folder} can be used: {first[0]}: {first[1]}")
+        self._kept: Path | None = None
+        self._around: Path | None = None
+
+    # The environment contract ---------------------------------------------------------------
+
+    def tasks(self, split: str) -> TaskSet:
+        """The tasks that can be used, ordered by id."""
+        self.require_split(split)
+        made = [_task(split, task) for task in self._folders.values()]
+        version = "-".join([self.version, *(task.digest[:8] for task in self._folders.values())])
+        return of_list(split, made, version=version)
+
+    async def begin(self, task: Task) -> tuple[str, dict[str, Any]]:
+        """See :meth:`CodeEnv.begin`."""
+        self._forget()
+        self._around = await asyncio.to_thread(_surroundings, self._folders[task.id])
+        await self._see_image(self._folders[task.id])
+        return await super().begin(task)
+
+    def expert(self, task: Task) -> Sequence[str] | None:
+        """The task's own solution, run from where the policy works; then submit."""
+        commands = _solved(self._folders[task.id])
+        if commands is None:
+            return None
+        calls = [ToolCall("bash", {"command": command}) for command in commands]
+        return [write_calls([call]) for call in (*calls, ToolCall("submit", {}))]
+
+    def shut(self) -> Any:
+        """See :meth:`CodeEnv.shut`."""
+        self._forget()
+        return super().shut()
+
+    # A code environment's parts -------------------------------------------------------------
+
+    def sandbox_spec(self, task: Task) -> SandboxSpec:
+        """See :meth:`CodeEnv.sandbox_spec`."""
+        return self._spec(self._folders[task.id], judging=False)
+
+    async def opening(self, task: Task) -> str:
+        """The instruction, as it is."""
+        folder = self._folders[task.id]
+        await self._places(self.sandbox, folder)
+        return (
+            f"{folder.instruction}\n\nYou have a shell in {self._workdir_of(folder)}. Call submit when all "
+            "is done: the files that are there then are judged."
+        )
+
+    def tools(self, task: Task) -> Sequence[Tool]:
+        """``bash``, ``edit`` and ``submit``."""
+        submit = tool(name="submit")(self._submit)
+        return bash_tool(self.sandbox, seconds=self.seconds), edit_tool(self.sandbox), submit
+
+    async def unsubmitted(self) -> Any:
+        """What is there at the last turn."""
+        return await self._take()
+
+    async def scoring(self, task: Task, artifact: Mapping[str, Path | None] | str) -> Score:
+        """The reward of the task's own tests; ``info["why"]`` says why there is none."""
+        folder = self._folders[task.id]
+        try:
+            if isinstance(artifact, str):
+                return _score(0.0, artifact)
+            async with self.fresh_sandbox(self._spec(folder, judging=True)) as sandbox:
+                await self._places(sandbox, folder)
+                for path, source in artifact.items():
+                    if why := await _put(sandbox, source, path, self._workdir_of(folder)):
+                        return _score(0.0, why)
+                return await self._verdict(sandbox, folder)
+        finally:
+            self._forget()
+
+    # Its parts ------------------------------------------------------------------------------
+
+    async def _submit(self) -> str:
+        """Hand in the files as they are now. This ends the task."""
+        self.hand_in(await self._take())
+        return "submitted"
+
+    def _lacks(self, task: TaskFolder) -> str:
+        if task.lacks:
+            return task.lacks
+        if task.needs_image and self._backend != "docker":
+            return f"it needs an image, and the sandbox {self._backend!r} has none"
+        outside = [path for path in task.artifacts if not _below(path, self._workdir_of(task))]
+        if outside and not task.needs_image:
+            return f"without an image {outside[0]} cannot be written"
+        return ""
+
+    def _workdir_of(self, task: TaskFolder) -> str:
+        return self._workdir or task.workdir
+
+    def _paths(self, task: TaskFolder) -> tuple[str, ...]:
+        return task.artifacts or (self._workdir_of(task),)
+
+    def _name(self, task: TaskFolder) -> str | None:
+        if self._image is not None and task.needs_image:
+            return self._image.replace("{id}", task.id)
+        if task.image is not None or task.context is None:
+            return task.image
+        flat = re.sub(r"[^a-z0-9]+", "-", task.id.lower()).strip("-") or "task"
+        return f"agentgym-task-{flat}:{_context_hash(task.context)}"
+
+    def _spec(self, task: TaskFolder, *, judging: bool) -> SandboxSpec:
+        mounts: list[Mount] = []
+        if not task.needs_image:
+            # The root cannot be written: the places that a task expects there are laid over it.
+            assert self._around is not None
+            mounts.append(Mount(self._around / "logs", "/logs"))
+            if judging:
+                mounts.append(Mount(self._around / "tests", "/tests"))
+        env = {**task.env, **(task.judging_env if judging else {})}
+        return SandboxSpec(
+            image=self._name(task),
+            workdir=self._workdir_of(task),
+            cpus=task.cpus,
+            memory=max(64, task.memory) * MIB,
+            disk=max(64, min(task.storage, DISK)) * MIB,
+            pids=512,
+            env=env,
+            mounts=tuple(mounts),
+        )
+
+    async def _see_image(self, task: TaskFolder) -> None:
+        """See that an image that is to be built is there.
+
+        Raises:
+            UsageError: It is not, and is not to be built.
+            EnvironmentFailed: It cannot be built.
+            MissingDependency: The docker SDK is not installed.
+        """
+        name = self._name(task)
+        if name is None or task.context is None:
+            return
+        await asyncio.wait_for(
+            asyncio.to_thread(_built, name, task.context, self._build, self._options.get("base_url")),
+            BUILD_SECONDS,
+        )
+
+    async def _places(self, sandbox: Sandbox, task: TaskFolder) -> None:
+        root = "/logs" if task.needs_image else "/tmp/logs"
+        made = await sandbox.exec(["mkdir", "-p", *(f"{root}/{name}" for name in _LOGS)])
+        if not made.ok:
+            raise EnvironmentFailed(f"{root} of {task.id!r} cannot be made: {made.stderr.strip()[:200]}")
+
+    async def _take(self) -> Mapping[str, Path | None] | str:
+        """Copies of what is judged on this machine, by path; or why there are none."""
+        paths = self._paths(self._folders[self.task.id])
+        self._forget_kept()
+        self._kept = Path(tempfile.mkdtemp(prefix="agentgym-tasks-"))
+        taken: dict[str, Path | None] = {}
+        for number, path in enumerate(paths):
+            taken[path] = None
+            if (await self.sandbox.exec(["test", "-e", path])).return_code == 1:
+                continue
+            taken[path] = place = self._kept / str(number)
+            try:
+                await self.sandbox.download(
+                    path, place, max_bytes=MOST_BYTES // len(paths), max_files=MOST_FILES // len(paths)
+                )
+            except PathRefused as refused:
+                return f"what was left cannot be copied: {refused.message}"
+        return taken
+
+    async def _verdict(self, sandbox: Sandbox, task: TaskFolder) -> Score:
+        if task.needs_image:
+            await sandbox.upload(_at(self._around) / "tests", "/tests")
+        ran = await sandbox.exec(["bash", f"/tests/{task.script}"], seconds=task.seconds, limit=4 * MIB)
+        if ran.ended or ran.timed_out:
+            return _score(0.0, f"its tests did not end: {ran.ended or f'{task.seconds:g} s were over'}")
+        if task.form == "terminal-bench":
+            passed, count = read_summary(ran.stdout)
+            if not count:
+                return _score(0.0, "its tests printed no summary")
+            return _score(float(passed == count), "" if passed == count else "a test failed", tests=count)
+        for name in ("reward.json", "reward.txt"):
+            try:
+                data = await sandbox.read(f"/logs/verifier/{name}", limit=64 << 10)
+            except PathRefused:
+                continue
+            reward = read_reward(data, name)
+            return _score(0.0, f"{name} holds no reward") if reward is None else _score(reward, "")
+        return _score(0.0, "its tests wrote no reward")
+
+    def _forget_kept(self) -> None:
+        if self._kept is not None:
+            shutil.rmtree(self._kept, ignore_errors=True)
+            self._kept = None
+
+    def _forget(self) -> None:
+        self._forget_kept()
+        if self._around is not None:
+            shutil.rmtree(self._around, ignore_errors=True)
+            self._around = None
+
+
+def read_reward(data: bytes, name: str) -> float | None:
+    """The reward in a file that tests wrote; ``None`` where there is none.
+
+    Args:
+        data: Its content.
+        name: ``reward.txt``: a number. ``reward.json``: an object with numbers; the one called ``reward``
+            counts, or the only one.
+    """
+    try:
+        text = data.decode()
+        if name == "reward.txt":
+            value: Any = float(text)
+        else:
+            given = json.loads(text)
+            numbers = {
+                k: v for k, v in given.items() if isinstance(v, int | float) and not isinstance(v, bool)
+            }
+            only = next(iter(numbers.values())) if len(numbers) == 1 else None
+            value = float(numbers.get("reward", only))
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def read_summary(output: str) -> tuple[int, int]:
+    """How many tests passed, and how many there were, by the last summary of pytest's option ``-rA``."""
+    _, found, last = output.rpartition("short test summary info")
+    results = [read[1] for line in last.splitlines() if (read := _RESULT.match(line))] if found else []
+    return results.count("PASSED"), len(results)
+
+
+def _surroundings(task: TaskFolder) -> Path:
+    """A folder with the tests as ``tests``, and ``logs`` with links to where logs can be written."""
+    made = Path(tempfile.mkdtemp(prefix="agentgym-tests-"))
+    made.chmod(0o755)
+    if task.tests.is_dir():
+        shutil.copytree(task.tests, made / "tests", symlinks=True)
+    else:
+        (made / "tests").mkdir()
+    if task.form == "terminal-bench":
+        shutil.copyfile(task.path / task.script, made / "tests" / task.script)
+    for place in [made / "tests", *(made / "tests").rglob("*")]:
+        if not place.is_symlink():
+            place.chmod(0o755)
+    (made / "logs").mkdir(mode=0o755)
+    for name in _LOGS:
+        (made / "logs" / name).symlink_to(f"/tmp/logs/{name}")
+    return made
+
+
+async def _put(sandbox: Sandbox, source: Path | None, path: str, workdir: str) -> str:
+    """Make ``path`` what was left of it; returns why it cannot be."""
+    if path == workdir:
+        # It may be a place of its own, which cannot be removed.
+        cleared = await sandbox.exec(["find", path, "-mindepth", "1", "-delete"], cwd="/")
+    else:
+        cleared = await sandbox.exec(["rm", "-rf", "--", path], cwd="/")
+    if not cleared.ok:
+        raise EnvironmentFailed(f"{path} cannot be emptied: {cleared.stderr.strip()[:200]}")
+    if source is not None:
+        try:
+            await sandbox.upload(source, path)
+        except (PathRefused, UsageError) as refused:
+            return f"what was left cannot be copied: {refused.message.replace(str(source), path)}"
+    return ""
+
+
+def _solved(task: TaskFolder) -> list[str] | None:
+    """Commands that run a task's solution; ``None`` where it has none."""
+    if task.solution is None:
+        return None
+    script = task.solution if task.solution.is_file() else task.solution / "solve.sh"
+    files = [script] if task.solution.is_file() else [p for p in task.solution.rglob("*") if p.is_file()]
+    home = "/solution" if task.needs_image else "/tmp/solution"
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for place in sorted(files):
+            archive.add(place, str(place.relative_to(script.parent)), recursive=False)
+    text = base64.b64encode(made.getvalue()).decode()
+    pieces = [text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK)]
+    return [
+        f"mkdir -p {home}",
+        *(f"printf %s {piece} >> {home}.b64" for piece in pieces),
+        f"base64 -d {home}.b64 | tar -xz --no-same-owner -C {home}; rm {home}.b64",
+        f"bash {home}/{script.name}; rm -r {home}",
+    ]
+
+
+def _built(name: str, context: Path, allowed: bool, url: str | None) -> None:
+    try:
+        import docker
+        from docker.errors import APIError, BuildError, DockerException, ImageNotFound
+    except ImportError as error:
+        raise MissingDependency("docker", "docker") from error
+    try:
+        client = docker.DockerClient(base_url=url) if url else docker.from_env()
+        try:
+            client.images.get(name)
+        except ImageNotFound:
+            if not allowed:
+                raise UsageError(
+                    f"there is no image {name!r}, and the Dockerfile in {context} is somebody's program",
+                    hint="give image=… if it is there by another name; or say build=True if you trust it",
+                ) from None
+            client.images.build(path=str(context), tag=name, rm=True)
+        finally:
+            client.close()
+    except (BuildError, APIError, DockerException) as error:
+        raise EnvironmentFailed(
+            f"the image {name} cannot be built: {error}", hint="see that the Docker daemon runs"
+        ) from error
+
+
+def _context_hash(context: Path) -> str:
+    import hashlib
+
+    made = hashlib.sha256()
+    for place in sorted(context.rglob("*")):
+        if place.is_file() and not place.is_symlink():
+            made.update(str(place.relative_to(context)).encode() + b"\0")
+            made.update(hashlib.sha256(place.read_bytes()).digest())
+    return made.hexdigest()[:12]
+
+
+def _below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _at(place: Path | None) -> Path:
+    assert place is not None
+    return place
+
+
+def _score(reward: float, why: str, **more: Any) -> Score:
+    told = "The tests have run." if not why else f"It was judged: {why}."
+    return Score(reward, reward >= 1.0, told, {"why": why, **more})
+
+
+def _task(split: str, task: TaskFolder) -> Task:
+    facts = {
+        "form": task.form,
+        **{k: v for k, v in task.metadata.items() if isinstance(v, str | int | float)},
+    }
+    return Task(task.id, split, task.instruction, facts)
