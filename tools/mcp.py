@@ -72,23 +72,34 @@ class McpServer(Config):
         return self
 
 
-class McpConfig(Config):
-    """The servers of a configuration file: tables ``[mcp.servers.NAME]``."""
-
-    servers: dict[str, McpServer] = Field(default_factory=dict)
-
-
 def read_servers(file: str | Path) -> dict[str, McpServer]:
-    """The servers of a TOML file, which may hold other tables beside ``mcp``.
+    """The servers of a TOML file: its tables ``[mcp.servers.NAME]``; other tables than ``mcp`` are not read.
 
     Raises:
         ConfigError: It cannot be read, names no server, or has a key or value that it cannot have.
     """
     path = Path(file).expanduser()
-    found = load(McpConfig, [read_toml(path).get("mcp", {})]).servers
-    if not found:
-        raise ConfigError(f"{path} names no MCP server", hint="add a table [mcp.servers.NAME]")
-    return found
+    table = read_toml(path).get("mcp", {})
+    servers = table.get("servers", {}) if isinstance(table, dict) and table.keys() <= {"servers"} else None
+    if not servers or not isinstance(servers, dict):
+        raise ConfigError(
+            f"{path} names no MCP server, or has other tables in mcp", hint="add a table [mcp.servers.NAME]"
+        )
+    return _described(servers)
+
+
+def _described(servers: Mapping[str, McpServer | Mapping[str, Any]]) -> dict[str, McpServer]:
+    made = {}
+    for name, given in servers.items():
+        try:
+            made[name] = given if isinstance(given, McpServer) else load(McpServer, [given])
+        except ConfigError as error:
+            raise ConfigError(f"the MCP server {name!r}: {error.message}", hint=error.hint) from None
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(
+                f"the MCP server {name!r} is no table", hint="give it a command or a url"
+            ) from None
+    return made
 
 
 def require_packages() -> None:
@@ -118,10 +129,7 @@ class McpTools:
 
     def __init__(self, servers: Mapping[str, McpServer | Mapping[str, Any]]) -> None:
         require_packages()
-        try:
-            self._servers = {name: McpServer.model_validate(given) for name, given in servers.items()}
-        except ValidationError as error:
-            raise ConfigError(f"that is no MCP server: {error.errors()[0]['msg']}") from error
+        self._servers = _described(servers)
         self._connections: list[_Connection] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -271,7 +279,9 @@ class _Connection:
     async def close(self) -> None:
         self._stop.set()
         if self._task is not None:
-            with contextlib.suppress(TimeoutError):
+            if self._session is None:
+                self._task.cancel()  # it is still at its greeting
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 async with asyncio.timeout(3 * mcp_wire.END_SECONDS):
                     await asyncio.shield(self._task)
             self._task.cancel()

@@ -83,8 +83,8 @@ class Child:
         process: It.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
+    def __init__(self, process: asyncio.subprocess.Process, transport: asyncio.SubprocessTransport) -> None:
+        self.process, self._transport = process, transport
         self._words: deque[str] = deque(maxlen=50)
         self._listening = asyncio.create_task(self._listen())
 
@@ -95,13 +95,14 @@ class Child:
         Raises:
             OSError: It cannot be started.
         """
-        pipe = asyncio.subprocess.PIPE
-        return cls(
-            await asyncio.create_subprocess_exec(
-                *command, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), cwd=cwd,
-                start_new_session=True, limit=LONGEST,
-            )
+        # What create_subprocess_exec does, with the transport kept: only that can be closed while some other
+        # process holds the pipes.
+        loop, pipe = asyncio.get_running_loop(), asyncio.subprocess.PIPE
+        transport, streams = await loop.subprocess_exec(
+            lambda: asyncio.subprocess.SubprocessStreamProtocol(LONGEST, loop),
+            *command, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), cwd=cwd, start_new_session=True,
         )  # fmt: skip
+        return cls(asyncio.subprocess.Process(transport, streams, loop), transport)
 
     @property
     def last_words(self) -> str:
@@ -132,6 +133,8 @@ class Child:
         await self._exit()
         self._listening.cancel()
         await asyncio.gather(self._listening, return_exceptions=True)
+        self._transport.close()
+        await asyncio.sleep(0)  # the pipes close at the loop's next turn
 
     async def _exit(self) -> int:
         # Process.wait() of Python 3.11 also waits for whoever inherited the pipes.
