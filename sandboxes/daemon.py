@@ -103,6 +103,10 @@ class Daemon:
 
         try:
             if self._client is None:
+                if (path := self.url.removeprefix("unix://")) != self.url:
+                    # The SDK would leave its socket open where nobody listens.
+                    with socket.socket(socket.AF_UNIX) as tried:
+                        tried.connect(path)
                 self._client = self._make("auto")
             return asked(self._client)
         except docker.errors.APIError as error:

@@ -47,7 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test with the marker ``docker`` has a daemon, first of all its fixtures."""
     for item in items:
         if item.get_closest_marker("docker") is not None and isinstance(item, pytest.Function):
-            item.fixturenames.insert(0, "docker_daemon")
+            # A list of its own: tests that differ in a parameter alone share one.
+            item.fixturenames = ["docker_daemon", *item.fixturenames]
 
 
 @pytest.fixture(scope="session")

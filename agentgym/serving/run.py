@@ -94,7 +94,7 @@ def serve(config: ServeConfig, started: Callable[[str], None] = lambda url: None
     require_packages()
     sessions = Sessions(config.env, split=config.split, limits=config.limits)
     try:
-        listening = _listen(config.host, config.port)
+        listening = listen(config.host, config.port)
     except BaseException:
         sessions.catalogue.close()
         raise
@@ -121,7 +121,7 @@ async def _serve(
     server = build(config, sessions, lambda: started(url))
     collector = asyncio.create_task(spare_the_collector(sessions))
     try:
-        with _signals(server):
+        with ended_by_signals(server):
             await server.serve(sockets=[listening])
     finally:
         collector.cancel()
@@ -148,9 +148,44 @@ def build(
         MissingDependency: The extra ``serve`` is not installed.
     """
     require_packages()
+    from agentgym.serving.app import create_app
+
+    app = create_app(sessions, token=config.token, max_bytes=config.max_bytes)
+    return http_server(
+        app,
+        max_bytes=config.max_bytes,
+        ping_interval=config.ping_interval,
+        ping_timeout=config.ping_timeout,
+        request_seconds=config.request_seconds,
+        started=started,
+    )
+
+
+def http_server(
+    app: Any,
+    *,
+    max_bytes: int,
+    ping_interval: float | None,
+    ping_timeout: float | None,
+    request_seconds: float = 60.0,
+    started: Callable[[], None] = lambda: None,
+) -> uvicorn.Server:
+    """A server of any ASGI application, with this project's settings; see :func:`build`.
+
+    Args:
+        app: The application.
+        max_bytes: Largest message of a WebSocket.
+        ping_interval: See :class:`ServeConfig`.
+        ping_timeout: The same.
+        request_seconds: The same.
+        started: Called once clients can connect.
+
+    Raises:
+        MissingDependency: The extra ``serve`` is not installed.
+    """
+    require_packages()
     import uvicorn
 
-    from agentgym.serving.app import create_app
     from agentgym.serving.deadline import with_deadline
 
     class Server(uvicorn.Server):
@@ -164,13 +199,12 @@ def build(
             if self.started:
                 started()
 
-    app = create_app(sessions, token=config.token, max_bytes=config.max_bytes)
     settings: dict[str, Any] = {
-        "http": with_deadline(config.request_seconds),
+        "http": with_deadline(request_seconds),
         "ws": "websockets-sansio",  # the other one stands on a part of websockets that is deprecated
-        "ws_max_size": config.max_bytes,
-        "ws_ping_interval": config.ping_interval,
-        "ws_ping_timeout": config.ping_timeout,
+        "ws_max_size": max_bytes,
+        "ws_ping_interval": ping_interval,
+        "ws_ping_timeout": ping_timeout,
         "ws_per_message_deflate": False,  # it costs more time than loopback and LAN give back
         "timeout_graceful_shutdown": int(SHUTDOWN_SECONDS),
         "lifespan": "on",
@@ -200,7 +234,8 @@ async def spare_the_collector(sessions: Sessions) -> None:
 
 
 @contextlib.contextmanager
-def _signals(server: uvicorn.Server) -> Iterator[None]:
+def ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """SIGINT or SIGTERM ends ``server``; a second one does not wait."""
     first: float | None = None
 
     def stop() -> None:
@@ -223,7 +258,12 @@ def _signals(server: uvicorn.Server) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address.
+
+    Raises:
+        UsageError: It cannot be used.
+    """
     _raise_file_limit()
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

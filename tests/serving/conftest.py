@@ -19,7 +19,7 @@ pytest.importorskip("websockets")
 
 from websockets.sync.client import ClientConnection, connect
 
-from agentgym.serving.run import ServeConfig, _listen, build
+from agentgym.serving.run import ServeConfig, build, listen
 from agentgym.serving.sessions import Limits, Sessions
 from agentgym.wrappers.stack import EnvConfig
 
@@ -168,7 +168,7 @@ def serve() -> Iterator[Serve]:
             EnvConfig(id, kwargs or {}, **(env or {})), port=0, limits=Limits(**(limits or {})), **options
         )
         sessions = Sessions(config.env, split=config.split, limits=config.limits)
-        listening = _listen(config.host, 0)
+        listening = listen(config.host, 0)
         up = threading.Event()
         server = build(config, sessions, up.set)
 
