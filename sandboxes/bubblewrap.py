@@ -80,7 +80,7 @@ class BubblewrapBackend(Backend):
         """See :meth:`Backend.start`."""
         spec = self._checked(spec or (snapshot.spec if snapshot else SandboxSpec()))
         await self._ready(spec)
-        return await self._begin(spec, owner, source=None if snapshot is None else _kept(snapshot))
+        return await self._begin(spec, owner, None if snapshot is None else await self.kept(snapshot))
 
     async def run(
         self, command: Sequence[str], spec: SandboxSpec | None = None, *, seconds: float = SECONDS
@@ -115,6 +115,19 @@ class BubblewrapBackend(Backend):
             raise SandboxFailed("the launcher of sandboxes is gone")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: made.ask(what, *fds, **arguments))
+
+    async def kept(self, snapshot: Snapshot) -> str:
+        """Where the launcher keeps the files of a snapshot.
+
+        Raises:
+            UsageError: It does not.
+        """
+        if snapshot.backend != self.name or "/" in snapshot.id:
+            raise UsageError(f"{snapshot.id!r} is a snapshot of {snapshot.backend}, not of bubblewrap")
+        place = f"{snapshot.id}/work"
+        if self._launcher is None or not (await self.ask("see", place=place))["there"]:
+            raise UsageError(f"there is no snapshot {snapshot.id!r} here")
+        return place
 
     def _checked(self, spec: SandboxSpec) -> SandboxSpec:
         if spec.image is not None:
@@ -221,9 +234,7 @@ class BubblewrapBackend(Backend):
                 try:
                     groups = await loop.run_in_executor(
                         self._thread,
-                        lambda: self._launch(
-                            launched, id, spec, [*command], streams, None, True, report=report
-                        ),
+                        lambda: self._launch(launched, id, spec, [*command], streams, None, report=report),
                     )
                 finally:
                     for fd in streams:
@@ -265,19 +276,23 @@ class BubblewrapBackend(Backend):
         command: list[str],
         fds: Sequence[int],
         worker: str | None,
-        fresh: bool,
         source: str | None = None,
         report: int | None = None,
     ) -> cgroups.Groups | None:
         """On the launcher's thread: make a sandbox's place and start it."""
         program = kept_name(self._program, self._program)
-        if fresh:
-            made.ask("make", place=id, disk=spec.disk, inodes=spec.inodes)
-            if source is None and spec.source is not None:
-                source = str(spec.source.resolve())
-            if source is not None and report is not None:  # its command starts at once
+        made.ask("make", place=id, disk=spec.disk, inodes=spec.inodes)
+
+        def fill() -> None:
+            if source is not None:
                 made.ask("copy", source=source, target=f"{id}/work")
-                source = None
+            elif spec.source is not None and os.geteuid() == 0:
+                made.unpack(spec.source, f"{id}/work")  # root's launcher is a user who may not read it
+            elif spec.source is not None:
+                made.ask("copy", source=str(spec.source.resolve()), target=f"{id}/work")
+
+        if report is not None:  # its command starts at once
+            fill()
         groups = cgroups.make(id, spec, made.uid)
         filter_ = seccomp.opened()
         try:
@@ -293,8 +308,8 @@ class BubblewrapBackend(Backend):
                 groups=[] if groups is None else groups.places,
                 kept=[3] if report is None else [3, 4],
             )
-            if source is not None:  # while bubblewrap and the worker start
-                made.ask("copy", source=source, target=f"{id}/work")
+            if report is None:  # while bubblewrap and the worker start
+                fill()
         except BaseException:
             if groups is not None:
                 groups.remove()
@@ -327,7 +342,7 @@ class BubblewrapSandbox(ServedSandbox):
         self._made = False
         home._sandboxes.add(self)
 
-    async def _begin(self, source: str | None, *, fresh: bool = True) -> None:
+    async def _begin(self, source: str | None) -> None:
         home, loop = self._home, asyncio.get_running_loop()
         launched = home._launcher
         if launched is None or launched.gone:
@@ -348,7 +363,7 @@ class BubblewrapSandbox(ServedSandbox):
             self._groups = await loop.run_in_executor(
                 home._thread,
                 lambda: home._launch(
-                    launched, self.id, spec, command, (read_in, write_out, write_err), worker, fresh, source
+                    launched, self.id, spec, command, (read_in, write_out, write_err), worker, source
                 ),
             )
             self._made = True
@@ -405,21 +420,16 @@ class BubblewrapSandbox(ServedSandbox):
         """See :meth:`Sandbox.restore`."""
         if self._closed:
             self._check()
+        kept = await self._home.kept(snapshot)
         await self._stop()
+        # Not cleared but made anew: what is still dying inside has the old one.
         await self._home.ask("drop", place=self.id)
-        await self._home.ask("make", place=self.id, disk=self.spec.disk, inodes=self.spec.inodes)
-        try:
-            await self._home.ask("copy", source=_kept(snapshot), target=f"{self.id}/work")
-        except SandboxFailed as error:
-            if "No such file" in error.message:
-                raise UsageError(f"there is no snapshot {snapshot.id!r} here") from error
-            raise
-        await self._begin(None, fresh=False)
+        await self._begin(kept)
 
     async def fork(self) -> Sandbox:
         """See :meth:`Sandbox.fork`."""
         self._check()
-        return await self._home._begin(self.spec, self._owner, source=f"{self.id}/work")
+        return await self._home._begin(self.spec, self._owner, f"{self.id}/work")
 
     async def close(self) -> None:
         """See :meth:`Sandbox.close`."""
@@ -482,12 +492,6 @@ class _Output:
 def clean(record: records.Record) -> None:
     """Remove what a sandbox of a dead owner leaves: its processes and files went with the launcher."""
     cgroups.remove([str(place) for place in record.parts.get("groups", ())], 5.0)
-
-
-def _kept(snapshot: Snapshot) -> str:
-    if snapshot.backend != BubblewrapSandbox.backend or "/" in snapshot.id:
-        raise UsageError(f"{snapshot.id!r} is a snapshot of {snapshot.backend}, not of bubblewrap")
-    return f"{snapshot.id}/work"
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:

@@ -13,8 +13,10 @@ import queue
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from agentgym.errors import SandboxFailed
@@ -129,6 +131,22 @@ class Launching:
             self.ask("put", fd, name=name)
         finally:
             os.close(fd)
+
+    def unpack(self, source: Path, target: str) -> None:
+        """Copy a folder of the host that the launcher may not be able to read; raises as :meth:`ask`."""
+        fd = memory_file(b"")
+        try:
+            with os.fdopen(os.dup(fd), "wb") as sink, tarfile.open(fileobj=sink, mode="w") as archive:
+                archive.add(source.resolve(), "", filter=_plain)
+            os.lseek(fd, 0, os.SEEK_SET)
+            self.ask("unpack", fd, target=target)
+        finally:
+            os.close(fd)
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    member.mode &= 0o777
+    return member if member.isreg() or member.isdir() or member.issym() or member.islnk() else None
 
 
 def memory_file(data: bytes) -> int:
