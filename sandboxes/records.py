@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from agentgym import paths
+from agentgym.errors import AgentGymError
 
 CLEANERS = {
     "process": "agentgym.sandboxes.records:clean_process",
@@ -93,14 +94,18 @@ def collect(wanted: Callable[[Record], bool] = lambda record: record.orphaned) -
     """Remove what is left of sandboxes, by default of those whose owner is gone.
 
     Returns:
-        The records that were cleaned up.
+        The records that were cleaned up. One that cannot be now (its daemon does not answer) stays, and
+        holds up no other.
     """
     done = []
     for record in listed():
         if wanted(record):
             if record.backend in CLEANERS:
                 module, _, name = CLEANERS[record.backend].partition(":")
-                getattr(importlib.import_module(module), name)(record)
+                try:
+                    getattr(importlib.import_module(module), name)(record)
+                except AgentGymError:
+                    continue
             remove(record)
             done.append(record)
     return done

@@ -35,6 +35,7 @@ COMMANDS = {
     "mcp": "Serve an environment to MCP clients.",
     "check": "Hold an environment to the contract.",
     "new": "Scaffold an installable environment package.",
+    "sandbox": "See and clean up sandboxes; serve them to other machines.",
     "data": "Pre-generate games; see and clear what lies on disk.",
     "bench": "Measure speed on this machine.",
     "doctor": "What this machine can run, and what to do about the rest.",
