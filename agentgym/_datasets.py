@@ -51,3 +51,10 @@ declare(
     "MIT",
     "agentgym.environments.code.humaneval_data:obtain",
 )
+
+declare(
+    "repair",
+    "packages to repair, made of successive releases on the package index (builds in bubblewrap)",
+    "each package's own, recorded",
+    "agentgym.environments.code.repair_build:obtain",
+)

@@ -131,6 +131,55 @@ def textworld(
     click.echo(f"{made} games made, {len(tasks) - made} were in the cache: {paths.cache_dir('textworld')}")
 
 
+@build.command("repair")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder with the archives, in place of the package index.",
+)
+def repair(source: Path | None) -> None:
+    """Build the instances of Repair from releases of packages, and print their folder.
+
+    Archives are fetched and held to their hashes; what runs a line of them runs in bubblewrap. An instance
+    whose tests do not tell its two releases apart on this machine is left out.
+    """
+    with reserved_stdout(), _progress("instances") as progress:
+        folder = datasets.get("repair", progress, source)
+    from agentgym.environments.code.repair_build import left_out
+
+    for id, why in left_out(folder).items():
+        messages().print(f"left out: {id}: {why}", soft_wrap=True, markup=False, highlight=False)
+    click.echo(folder)
+
+
+@build.command("repair-recipe")
+@click.argument("package")
+@click.argument("old")
+@click.argument("new")
+@click.option("--library", "libraries", multiple=True, help="What the tests need; repeatable.")
+@click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Of the tests, each.")
+def repair_recipe(package: str, old: str, new: str, libraries: tuple[str, ...], runs: int) -> None:
+    """Print the recipe of an instance of Repair: PACKAGE, from release OLD to NEW.
+
+    The statement of the problem is left empty, for a person to write.
+    """
+    import asyncio
+
+    from agentgym.environments.code.repair_archives import Index
+    from agentgym.environments.code.repair_build import draft
+    from agentgym.sandboxes import make_backend
+
+    async def made() -> str:
+        async with make_backend("bubblewrap") as backend:
+            recipe = await draft(package, old, new, backend, Index(), libraries=libraries, runs=runs)
+            return recipe.model_dump_json(indent=1)
+
+    with reserved_stdout():
+        text = asyncio.run(made())
+    click.echo(text)
+
+
 @command.command("clear")
 @click.argument("entry", required=False)
 @click.option("--yes", is_flag=True, help="Do not ask.")

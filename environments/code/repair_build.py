@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import platform
 import re
 import shutil
 import tempfile
@@ -146,7 +145,7 @@ async def build_one(folder: Path, recipe: Recipe, backend: Backend, index: Index
     """
     where = Layout(recipe.modules, recipe.sources, recipe.tests)
     instance = await _unpacked(folder, recipe, where, backend, index)
-    told, why = await _measured(backend, instance, where, 1)
+    told, why, python = await _measured(backend, instance, where, 1)
     if told is None:
         shutil.rmtree(folder / "repositories" / recipe.id)
         return why
@@ -173,6 +172,7 @@ async def build_one(folder: Path, recipe: Recipe, backend: Backend, index: Index
             "libraries": list(recipe.libraries),
             "tests": list(recipe.tests),
             "licence": recipe.licence,
+            "python": python,
             "as_recorded": digest(kept) == recipe.pass_to_pass,
         },
     }
@@ -218,7 +218,7 @@ async def draft(
             old=File(version=old, file=before.name, sha256=before.sha256),
             new=File(version=new, file=after.name, sha256=after.sha256),
             licence=_licence(look),
-            python=".".join(platform.python_version_tuple()[:2]),
+            python="",
             libraries=names,
             modules=where.modules,
             sources=where.sources,
@@ -232,7 +232,7 @@ async def draft(
         instance = await _unpacked(folder, recipe, where, backend, index)
         if not instance.patch or not instance.test_patch:
             raise UsageError(f"{package} {new} changes no tests, or nothing else")
-        told, why = await _measured(backend, instance, where, runs)
+        told, why, python = await _measured(backend, instance, where, runs)
     if told is None:
         raise UsageError(f"{package} {new} makes no instance: {why}")
     if not 1 <= len(told.fail_to_pass) <= MOST or len(told.pass_to_pass) < LEAST:
@@ -243,6 +243,7 @@ async def draft(
         )
     return recipe.model_copy(
         update={
+            "python": python,
             "fail_to_pass": told.fail_to_pass,
             "pass_to_pass": digest(told.pass_to_pass),
             "unstable": told.unstable,
@@ -321,8 +322,8 @@ async def _patch(backend: Backend, instance: Instance, change: Mapping[str, byte
 
 async def _measured(
     backend: Backend, instance: Instance, where: Layout, runs: int
-) -> tuple[Lists | None, str]:
-    """The lists of tests, or why there are none."""
+) -> tuple[Lists | None, str, str]:
+    """The lists of tests, or why there are none, and the version of the Python that ran them."""
     told: dict[bool, list[Run]] = {False: [], True: []}
     for _ in range(runs):
         for repaired, made in told.items():
@@ -330,13 +331,13 @@ async def _measured(
                 await scoring.prepare(sandbox, instance)
                 patches = [instance.patch] * repaired + [instance.test_patch]
                 if why := await scoring.lay(sandbox, patches):
-                    return None, why
+                    return None, why, ""
                 path = search_path(instance.modules, instance.libraries)
                 run = await run_tests(sandbox, path=path, tests=where.tests)
             if not run.finished:
-                return None, f"the tests do not come to an end: {run.output[-300:]}"
+                return None, f"the tests do not come to an end: {run.output[-300:]}", run.python
             made.append(run)
-    return lists(told[False], told[True]), ""
+    return lists(told[False], told[True]), "", told[True][0].python
 
 
 def _library(made: Recipes, name: str) -> str:

@@ -59,12 +59,14 @@ class Run:
         uncollected: Why files could not be collected.
         finished: Whether pytest came to its end and reported nothing that cannot be.
         output: The end of what was printed, for people.
+        python: Version of the interpreter, such as ``3.11``.
     """
 
     tests: Mapping[str, str]
     uncollected: Mapping[str, str]
     finished: bool
     output: str
+    python: str
 
     @property
     def passed(self) -> frozenset[str]:
@@ -238,6 +240,7 @@ async def run_tests(
         made.get("uncollected", {}),
         made.get("end") in (0, 1, 2) and not made["late"] and not made["garbled"],
         (done.stdout[-2000:] if not told else "") + done.stderr[-8000:],
+        made.get("python", ""),
     )
 
 

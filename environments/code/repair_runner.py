@@ -13,6 +13,8 @@ Standard input is JSON: ``nonce``, ``root`` (the repository), ``path`` (folders 
 installed packages are seen), ``seconds``.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import json
@@ -21,6 +23,7 @@ import selectors
 import subprocess
 import sys
 import time
+from typing import Any
 
 LIMIT = 16 << 20
 """Bytes of reports that are kept."""
@@ -32,16 +35,16 @@ PLAIN = "[pytest]\n"
 class Reporter:
     """A plug-in of pytest that writes each test's outcome to a descriptor."""
 
-    def __init__(self, descriptor, token):
+    def __init__(self, descriptor: int, token: str) -> None:
         self.descriptor = descriptor
         self.token = token
-        self.outcomes = {}
+        self.outcomes: dict[str, str] = {}
 
-    def tell(self, kind, name, outcome):
+    def tell(self, kind: str, name: str, outcome: str | int) -> None:
         """Write one report."""
         os.write(self.descriptor, (json.dumps([self.token, kind, name, outcome]) + "\n").encode())
 
-    def pytest_runtest_logreport(self, report):
+    def pytest_runtest_logreport(self, report: Any) -> None:
         """Keep the worst of a test's three phases."""
         outcome = report.outcome
         if hasattr(report, "wasxfail"):
@@ -50,19 +53,22 @@ class Reporter:
         if before == "passed" or outcome == "failed":
             self.outcomes[report.nodeid] = outcome
 
-    def pytest_runtest_logfinish(self, nodeid, location):
+    def pytest_runtest_logfinish(self, nodeid: str, location: Any) -> None:
         """The test has ended."""
         self.tell("test", nodeid, self.outcomes.get(nodeid, "missing"))
 
-    def pytest_collectreport(self, report):
+    def pytest_collectreport(self, report: Any) -> None:
         """Tell what could not be collected."""
         if report.failed:
             self.tell("uncollected", report.nodeid, str(report.longrepr)[-2000:])
 
 
-def child(task):
+def child(task: dict[str, Any]) -> int:
     """Run the tests in this process; the results go to the descriptor of the task."""
     os.chdir(task["root"])
+    del sys.path[0]  # this file's folder
+    # For what the tests start; this process was started without.
+    os.environ["PYTHONPATH"] = os.pathsep.join(task["path"])
     if not task["site"]:
         sys.path += task["path"]
     import pytest
@@ -80,7 +86,7 @@ def child(task):
     return 0
 
 
-def parent(task):
+def parent(task: dict[str, Any]) -> None:
     """Start the child, and gather what it reports."""
     # Nobody of the same user shall open this process's descriptors, or read the nonce out of its memory.
     with contextlib.suppress(OSError, AttributeError):
@@ -93,12 +99,13 @@ def parent(task):
         stream.write(PLAIN)
     task["descriptor"], task["token"] = given, os.urandom(16).hex()
     environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(task["path"])
     environment["PYTHONDONTWRITEBYTECODE"] = environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     environment["PYTHONHASHSEED"] = "0"
-    environment.pop("PYTEST_ADDOPTS", None)
+    for name in ("PYTHONPATH", "PYTEST_ADDOPTS"):
+        environment.pop(name, None)
     process = subprocess.Popen(
-        [sys.executable, "-I", *([] if task["site"] else ["-S"]), "-B", os.path.abspath(__file__), "child"],
+        # Not isolated: that would forget the seed of hashes.
+        [sys.executable, "-s", *([] if task["site"] else ["-S"]), "-B", os.path.abspath(__file__), "child"],
         stdin=subprocess.PIPE,
         stdout=sys.stderr.fileno(),
         pass_fds=(given,),
@@ -106,29 +113,40 @@ def parent(task):
         start_new_session=True,
     )
     os.close(given)
+    assert process.stdin is not None
     process.stdin.write(json.dumps(task).encode())
     process.stdin.close()
     late, told = gather(process, taken, seconds)
     lines = [line for line in told.split(b"\n")[:-1] if line]
-    made = {"tests": {}, "uncollected": {}, "end": None, "late": late, "garbled": 0}
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    tables: dict[str, dict[str, str]] = {"test": {}, "uncollected": {}}
+    end, garbled = None, 0
     for line in lines:
         try:
             token, kind, name, outcome = json.loads(line)
             if token != task["token"]:
                 raise ValueError
             if kind == "end":
-                made["end"] = outcome
+                end = outcome
             else:
                 # What is told twice is told by somebody else as well.
-                table = made["tests" if kind == "test" else "uncollected"]
+                table = tables[kind]
                 table[str(name)] = "twice" if str(name) in table else str(outcome)
-        except (ValueError, TypeError):
-            made["garbled"] += 1
+        except (ValueError, TypeError, KeyError):
+            garbled += 1
+    made = {
+        "tests": tables["test"],
+        "uncollected": tables["uncollected"],
+        "end": end,
+        "late": late,
+        "garbled": garbled,
+        "python": python,
+    }
     sys.stdout.write("\n" + nonce + json.dumps(made) + "\n")
     sys.stdout.flush()
 
 
-def gather(process, taken, seconds):
+def gather(process: subprocess.Popen[bytes], taken: int, seconds: float) -> tuple[bool, bytes]:
     """Whether the deadline passed, and the bytes that were reported until the child's end."""
     deadline = time.monotonic() + seconds
     told, late = b"", False
@@ -140,7 +158,7 @@ def gather(process, taken, seconds):
             ended = process.poll() is not None
             selector.select(0 if ended else 0.05)
             try:
-                piece = os.read(taken, 1 << 16)
+                piece: bytes | None = os.read(taken, 1 << 16)
             except BlockingIOError:
                 piece = None
             if piece:

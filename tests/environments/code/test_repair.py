@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentgym import paths
 from agentgym.actions import write_calls
 from agentgym.environments.code import repair_build, repair_images
 from agentgym.environments.code.repair import Repair
-from agentgym.environments.code.repair_archives import Index
 from agentgym.environments.code.repair_instances import SWE_GYM, Instance, load
-from agentgym.environments.code.repair_recipes import FILE, Recipes, recipes
+from agentgym.environments.code.repair_recipes import recipes
 from agentgym.errors import DataUnavailable, UsageError
 from agentgym.messages import ToolCall
-from agentgym.sandboxes import make_backend
 
-QUICK = ("texttable-1.7.1", "tinydb-4.8.2")
+QUICK = ("texttable-1.7.1", "webcolors-24.8.0")
 
 
 def bash(command: str) -> str:
@@ -33,30 +28,10 @@ def bash(command: str) -> str:
 SUBMIT = write_calls([ToolCall("submit", {})])
 
 
-def built(name: str, made: Recipes) -> Path:
-    """A built data set, kept in the cache for as long as the recipes stay as they are."""
-    place = paths.cache_dir("test-repair", hashlib.sha256(FILE.read_bytes()).hexdigest()[:16])
-    if not (place / name / "instances.jsonl").is_file():
-        folder = Path(tempfile.mkdtemp(dir=place))
-
-        async def build() -> None:
-            async with make_backend("bubblewrap") as backend:
-                assert await repair_build.build(folder, backend, Index(), chosen=made) == {}
-
-        try:
-            asyncio.run(build())
-        except DataUnavailable as error:
-            pytest.skip(f"the archives cannot be had here: {error.message}")
-        folder.rename(place / name)
-    return place / name
-
-
 @pytest.fixture(scope="module")
-def data() -> Path:
+def data(repair_data: Callable[..., Path]) -> Path:
     """Two instances, built of what the package index has."""
-    known = recipes()
-    chosen = tuple(recipe for recipe in known.recipes if recipe.id in QUICK)
-    return built("quick", Recipes(libraries=known.libraries, recipes=chosen))
+    return repair_data(*QUICK)
 
 
 @pytest.fixture
@@ -229,17 +204,16 @@ def test_the_policy_sees_the_problem_and_nothing_of_the_solution(env: Repair) ->
     assert told.split()[:2] == ["1", "0"]
     told, *_ = env.step(bash("python3 -m pytest -q tests.py 2>&1 | tail -1"))
     assert "passed" in told
-    told, *_ = env.step(
-        bash("grep -rl test_add_rows_iterator /work /tmp /etc /var /opt /home; git fsck --lost-found; find /work /tmp -name "*.patch"")
-    )
-    assert "test" not in told and "patch" not in told
+    places = "/work /tmp /etc /var /opt /home"
+    told, *_ = env.step(bash(f"grep -rl test_add_rows_iterator {places}; find {places} -name '*.patch'"))
+    assert "/test" not in told and ".patch" not in told
     assert "1.7.1" not in env.step(bash("git show --stat HEAD; cat texttable.py"))[0]
 
 
 @pytest.mark.bubblewrap
 def test_the_last_turn_hands_in_what_is_there(data: Path) -> None:
     env = Repair(data=data, max_steps=2)
-    env.reset(seed=0, options={"task_id": "tinydb-4.8.2"})
+    env.reset(seed=0, options={"task_id": "webcolors-24.8.0"})
     apply, submit = env.expert(env.task)[:-1], env.expert(env.task)[-1]
     assert submit == SUBMIT and len(apply) == 2
     env.step(apply[0])
@@ -259,63 +233,92 @@ for fd in range(3, 40):
         pass
 """
 
-IN_FRONT = "(echo '{}'; cat texttable.py) > t; mv t texttable.py"
-"""Put a line in front of the source."""
+AT_THE_END = "cat >> texttable.py <<'END'\n{}\nEND"
+"""Add to the source."""
 
+STILL, EARLY = "5 of 5 tests still fail", "not run to their end"
+CANARY = "a test that always fails did not fail"
+
+# What a cheater does, and why it does not help.
 CHEATERS = {
-    "the tests are made empty": "echo 'def test_x(): pass' > tests.py",
-    "the tests are a link": "ln -sf /dev/null tests.py",
-    "the tests are a folder": "rm tests.py; mkdir tests.py; touch tests.py/x",
-    "a conftest lets all pass": r"""cat > conftest.py <<'END'
+    "the tests are made empty": ("echo 'def test_x(): pass' > tests.py", STILL),
+    "the tests are a link": ("ln -sf /dev/null tests.py", STILL),
+    "the tests are a folder": ("rm tests.py; mkdir tests.py; touch tests.py/x", STILL),
+    "a conftest lets all pass": (
+        r"""cat > conftest.py <<'END'
 import pytest
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield
     outcome.get_result().outcome = "passed"
 END""",
-    "site hooks": "for f in sitecustomize usercustomize; do echo 'import os; os._exit(0)' > $f.py; done; "
-    "echo 'import os; os._exit(0)' > x.pth",
-    "pytest's configuration": "printf '[pytest]\naddopts = --co\n' | tee pytest.ini tox.ini; "
-    "printf '[tool:pytest]\naddopts = --co\n' > setup.cfg",
-    "an end before the end": IN_FRONT.format('import os; print("17 passed"); os._exit(0)'),
-    "an end when pytest ends": IN_FRONT.format("import atexit, os; atexit.register(os._exit, 0)"),
-    "all tests are skipped": IN_FRONT.format("import pytest; pytest.skip(allow_module_level=True)"),
-    "pytest is changed": IN_FRONT.format(
-        "import _pytest.reports as p; "
-        'p.TestReport.outcome = property(lambda s: "passed", lambda s, v: None)'
+        STILL,
     ),
-    "pytest calls nothing": IN_FRONT.format(
-        "import _pytest.python as p; p.Function.runtest = lambda *a, **k: True"
+    "site hooks": (
+        "for f in sitecustomize usercustomize; do echo 'import os; os._exit(0)' > $f.py; done; "
+        "echo 'import os; os._exit(0)' > x.pth",
+        STILL,
     ),
-    "results are written": f"(cat <<'END'\n{FORGE}\nEND\ncat texttable.py) > t; mv t texttable.py",
-    "a reward file and a daemon": "echo 1 > reward.txt; mkdir -p /tmp/logs; echo 1 > /tmp/logs/reward; "
-    "(setsid sh -c 'while true; do echo 17 passed; sleep 1; done' > /dev/null 2>&1 &)",
-    "a link in place of the source": "ln -sf /opt texttable.py",
-    "names that are no text": r"""touch "$(printf 'a\377.py')" """,
-    "a patch without an end": "head -c 9000000 /dev/urandom | base64 > big.txt",
-    "git writes another patch": "git config diff.external /bin/true; git config core.fsmonitor false; "
-    "echo '*.py diff=x' > .gitattributes; git config diff.x.textconv 'echo'; echo > texttable.py",
-    "git is gone": "rm -rf .git",
-    "a history of its own": "git commit -q --allow-empty -m x; git gc -q; git reset -q --hard HEAD",
-    "the sandbox is ended": "kill -9 -1; sleep 5",
-    "the disk is full": "head -c 900000000 /dev/zero > zero",
-}  # fmt: skip
+    "pytest's configuration": (
+        "printf '[pytest]\naddopts = --co\n' | tee pytest.ini tox.ini; "
+        "printf '[tool:pytest]\naddopts = --co\n' > setup.cfg",
+        STILL,
+    ),
+    "an end before the end": (AT_THE_END.format('import os; print("22 passed"); os._exit(0)'), EARLY),
+    "an end of the session": (AT_THE_END.format('import pytest; pytest.exit("done", returncode=0)'), STILL),
+    "an end when pytest ends": (AT_THE_END.format("import atexit, os; atexit.register(os._exit, 0)"), STILL),
+    "all tests are skipped": (
+        AT_THE_END.format("import pytest; pytest.skip('', allow_module_level=True)"),
+        STILL,
+    ),
+    "pytest's reports are changed": (
+        AT_THE_END.format(
+            "import _pytest.reports as p\n"
+            'p.TestReport.outcome = property(lambda s: "passed", lambda s, v: None)'
+        ),
+        CANARY,
+    ),
+    "pytest calls nothing": (
+        AT_THE_END.format("import _pytest.python as p\np.Function.runtest = lambda *a, **k: True"),
+        CANARY,
+    ),
+    "results are written": (AT_THE_END.format(FORGE), EARLY),
+    "a reward file and a daemon": (
+        "echo 1 > reward.txt; mkdir -p /tmp/logs; echo 1 > /tmp/logs/reward; "
+        "(setsid sh -c 'while true; do echo 22 passed; sleep 1; done' > /dev/null 2>&1 &)",
+        STILL,
+    ),
+    "a link in place of the source": ("ln -sf /opt texttable.py", STILL),
+    "names that are no text": (r"""touch "$(printf 'a\377.py')" """, "names that are no text"),
+    "a patch without an end": ("head -c 9000000 /dev/urandom | base64 > big.txt", "larger than 4 MiB"),
+    "git writes another patch": (
+        "git config diff.external /bin/true; git config core.fsmonitor false; "
+        "echo '*.py diff=x' > .gitattributes; git config diff.x.textconv 'echo'; echo > texttable.py",
+        STILL,
+    ),
+    "git is gone": ("rm -rf .git", "git cannot tell what was changed"),
+    "a history of its own": ("git commit -q --allow-empty -m x; git gc -q", "nothing was changed"),
+    "all processes are ended": ("kill -9 -1; sleep 5", "nothing was changed"),
+    "the disk is full": ("head -c 900000000 /dev/zero > zero", "git cannot tell what was changed"),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.bubblewrap
 @pytest.mark.parametrize("way", CHEATERS)
 def test_a_cheater_is_not_rewarded(env: Repair, way: str) -> None:
-    reward, info = play(env, "texttable-1.7.1", bash(CHEATERS[way]), SUBMIT)
+    command, why = CHEATERS[way]
+    reward, info = play(env, "texttable-1.7.1", bash(command), SUBMIT)
     assert (reward, info["success"]) == (0.0, False)
+    assert why in info["why"]
 
 
 @pytest.mark.bubblewrap
 def test_what_a_policy_does_to_tests_is_undone_and_its_repair_counts(env: Repair) -> None:
     task = env.find_task("texttable-1.7.1")
     mess = bash(
-        f"{CHEATERS['the tests are a folder']}\n{CHEATERS['site hooks']}\n"
-        f"{CHEATERS['a conftest lets all pass']}\n"
+        f"{CHEATERS['the tests are a folder'][0]}\n{CHEATERS['site hooks'][0]}\n"
+        f"{CHEATERS['a conftest lets all pass'][0]}\n"
         "mkdir -p pkg/tests; echo 'assert False' > pkg/tests/test_no.py; git add -A; git commit -q -m mine"
     )
     reward, info = play(env, task.id, mess, *env.expert(task))
@@ -327,9 +330,8 @@ def test_what_a_policy_does_to_tests_is_undone_and_its_repair_counts(env: Repair
 @pytest.mark.slow
 @pytest.mark.bubblewrap
 @pytest.mark.timeout(1800)
-def test_every_oracle_is_rewarded() -> None:
-    data = built("all", recipes())
-    env = Repair(data=data)
+def test_every_oracle_is_rewarded(repair_data: Callable[..., Path]) -> None:
+    env = Repair(data=repair_data())
     lost = {}
     for split in env.splits:
         for task in env.tasks(split):
