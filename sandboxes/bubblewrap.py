@@ -72,6 +72,8 @@ class BubblewrapBackend(Backend):
         self._guests: dict[str, str] = {}
         self._sandboxes: set[BubblewrapSandbox] = set()
         self._closed = False
+        # Whether control groups count; decided once, and from then on nothing starts without them.
+        self.grouped = False
         self.enforces = frozenset({"memory", "pids", "disk", "inodes", "network"})
 
     async def start(
@@ -170,8 +172,12 @@ class BubblewrapBackend(Backend):
         except BaseException:
             made.close()
             raise
-        if (tried := cgroups.make(f"probe-{secrets.token_hex(6)}", SandboxSpec(), made.uid)) is not None:
-            tried.remove()
+        self.grouped = False
+        with contextlib.suppress(OSError):
+            if (tried := cgroups.make(f"probe-{secrets.token_hex(6)}", SandboxSpec(), made.uid)) is not None:
+                tried.remove()
+                self.grouped = True
+        if self.grouped:
             self.enforces |= {"cpus"}
         self._launcher = made
         return made
@@ -213,7 +219,7 @@ class BubblewrapBackend(Backend):
         ended: asyncio.Future[dict[str, Any] | None] = loop.create_future()
         launched = await self._opened()
         started = time.monotonic()
-        if cgroups.bases() is None:
+        if not self.grouped:
             # Counted in the sandbox's own namespace from there on; control groups count by themselves.
             words = f'ulimit -u {spec.pids} 2>/dev/null || ulimit -p {spec.pids}; exec "$@"'
             command = ["/bin/sh", "-c", words, "sh", *command]
@@ -293,8 +299,11 @@ class BubblewrapBackend(Backend):
 
         if report is not None:  # its command starts at once
             fill()
-        groups = cgroups.make(id, spec, made.uid)
-        filter_ = seccomp.opened()
+        try:
+            groups = cgroups.make(id, spec, made.uid) if self.grouped else None
+        except OSError as error:
+            raise SandboxFailed(f"cannot make control groups for a sandbox: {error}") from error
+        filter_ = seccomp.opened(groups is not None)
         try:
             made.ask(
                 "start",
@@ -356,7 +365,7 @@ class BubblewrapSandbox(ServedSandbox):
         self._attach(read_out, write_in)
         spec = self.spec
         # Counted in the sandbox's own namespace from there on; control groups count by themselves.
-        most = [] if cgroups.bases() is not None else [str(spec.pids)]
+        most = [] if home.grouped else [str(spec.pids)]
         command = [python_of(spec), "-I", "-S", "-B", "-c", _GUEST, *most]
         worker = home._guests[str(spec.rootfs or "/")]
         try:

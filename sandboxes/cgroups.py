@@ -1,22 +1,27 @@
 """Control groups, where they can be had: the kernel's own count of memory, processes and processor time.
 
 Invariant: either all three are held for a sandbox, or none is claimed. Groups are made by root, joined by the
-sandbox's first process itself before it becomes anything, and removed when they are empty.
+sandbox's first process itself before it becomes anything, and removed when they are empty. Their names say
+whose they are, so that those of a process that was killed before it could write anything down are found.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import signal
 import time
 from functools import cache
 from pathlib import Path
 
 from agentgym.sandboxes.base import SandboxSpec
+from agentgym.sandboxes.records import start_of
 
 FOLDER = "agentgym"
 PERIOD = 100_000
 CONTROLLERS = ("memory", "pids", "cpu")
+ENABLE = " ".join(f"+{controller}" for controller in CONTROLLERS)
 ROOT = Path("/sys/fs/cgroup")
 
 
@@ -28,17 +33,17 @@ class Groups:
     """
 
     def __init__(self, folders: dict[str, Path]) -> None:
-        self._folders = folders
+        self.folders = folders
 
     @property
     def places(self) -> list[str]:
         """Folders that a process has to join."""
-        return sorted({str(folder) for folder in self._folders.values()})
+        return sorted({str(folder) for folder in self.folders.values()})
 
     @property
     def out_of_memory(self) -> bool:
         """Whether the kernel killed one of its processes because the group held too much."""
-        folder = self._folders["memory"]
+        folder = self.folders["memory"]
         for name in ("memory.events", "memory.oom_control"):
             with contextlib.suppress(OSError):
                 for line in (folder / name).read_text().splitlines():
@@ -70,17 +75,37 @@ def remove(places: list[str], seconds: float = 2.0) -> bool:
         time.sleep(0.005)
 
 
+def sweep() -> None:
+    """End and remove the groups of owners that are gone, and what nobody uses."""
+    for base in set((bases() or {}).values()):
+        with contextlib.suppress(FileNotFoundError):
+            for place in base.iterdir():
+                _, pid, started, *_ = [*place.name.split("."), "", ""]
+                if pid.isdigit() and str(start_of(int(pid))) != started:
+                    with contextlib.suppress(OSError):
+                        for left in (place / "cgroup.procs").read_text().split():
+                            os.kill(int(left), signal.SIGKILL)
+                    remove([str(place)])
+        with contextlib.suppress(OSError):
+            base.rmdir()
+
+
 def make(name: str, spec: SandboxSpec, uid: int) -> Groups | None:
-    """Groups with a spec's limits, which processes of ``uid`` may join; ``None`` where they cannot be had."""
+    """Groups with a spec's limits, which processes of ``uid`` may join; ``None`` where there can be none.
+
+    Raises:
+        OSError: There can be, and yet these cannot.
+    """
     found = bases()
     if found is None:
         return None
-    folders = {controller: base / name for controller, base in found.items()}
-    groups = Groups(folders)
+    name = f"{name}.{os.getpid()}.{start_of(os.getpid())}"
+    groups = Groups({controller: base / name for controller, base in found.items()})
+    folders = groups.folders
     try:
-        for folder in set(folders.values()):
-            folder.mkdir()
-            os.chown(folder / "cgroup.procs", uid, uid)
+        for base in set(found.values()):
+            _enter(base, name)
+            os.chown(base / name / "cgroup.procs", uid, uid)
         quota = int(spec.cpus * PERIOD)
         settings: dict[str, dict[str, int | str]]
         if _version() == 2:
@@ -101,8 +126,22 @@ def make(name: str, spec: SandboxSpec, uid: int) -> Groups | None:
                     place.write_text(f"{value}\n")
     except OSError:
         groups.remove(0)
-        return None
+        raise
     return groups
+
+
+def _enter(base: Path, name: str) -> None:
+    """Make a group in our folder, which somebody else may just remove because it is empty."""
+    for _ in range(10):
+        base.mkdir(exist_ok=True)
+        try:
+            if _version() == 2:
+                (base / "cgroup.subtree_control").write_text(ENABLE)
+            (base / name).mkdir()
+            return
+        except FileNotFoundError:
+            continue
+    raise FileNotFoundError(errno.ENOENT, "it is removed again and again", str(base))
 
 
 @cache
@@ -120,10 +159,8 @@ def bases() -> dict[str, Path] | None:
             base = ROOT / FOLDER
             if not set(CONTROLLERS) <= set((ROOT / "cgroup.controllers").read_text().split()):
                 return None
-            enable = " ".join(f"+{controller}" for controller in CONTROLLERS)
-            (ROOT / "cgroup.subtree_control").write_text(enable)
+            (ROOT / "cgroup.subtree_control").write_text(ENABLE)
             base.mkdir(exist_ok=True)
-            (base / "cgroup.subtree_control").write_text(enable)
             return dict.fromkeys(CONTROLLERS, base)
         made = {}
         for controller in CONTROLLERS:

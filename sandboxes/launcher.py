@@ -5,8 +5,9 @@ root on the host, whatever it is inside. What it mounts lies in a mount namespac
 removes it with the last of its processes; every sandbox dies with it, and it dies with its owner (the end of
 a socket). Nothing that runs in a sandbox speaks to it.
 
-It runs by itself: ``python3 -I -S -B launcher.py``. Requests come over a socket of sequenced packets on file
-descriptor 0: a JSON object and file descriptors beside it; each is answered by one. It tells of itself, too:
+It runs by itself: ``python3 -I -S -B launcher.py USER OWNER``. Requests come over a socket of sequenced
+packets on file descriptor 0: a JSON object and file descriptors beside it; each is answered by one. It tells
+of itself, too:
 ``{"ended": id, "status": …, "memory": …}`` when a sandbox's first process has ended.
 """
 
@@ -71,8 +72,8 @@ class Launched:
 class Launcher:
     """Serves one owner."""
 
-    def __init__(self, owner: socket.socket) -> None:
-        self.owner = owner
+    def __init__(self, owner: socket.socket, pid: int) -> None:
+        self.owner, self.owned_by = owner, pid
         self.running: dict[str, Launched] = {}
         self.by_pid: dict[int, Launched] = {}
         self.next_look = 0.0
@@ -87,8 +88,15 @@ class Launcher:
         poll = select.poll()
         poll.register(self.owner, select.POLLIN)
         poll.register(woken, select.POLLIN)
-        while True:
+        gone = -1
+        with contextlib.suppress(AttributeError, OSError):  # an old Python or kernel has none
+            gone = os.pidfd_open(self.owned_by)
+            poll.register(gone, select.POLLIN)
+        # Its end of the socket may live on in a child that it forked.
+        while os.getppid() == self.owned_by:
             for fd, _ in poll.poll(self.patience()):
+                if fd == gone:
+                    return
                 if fd == woken:
                     with contextlib.suppress(BlockingIOError):
                         os.read(woken, 4096)
@@ -469,8 +477,8 @@ def confine(uid: int) -> None:
     mount("tmpfs", PLACE, "tmpfs", MS_NOSUID | MS_NODEV, "size=67108864,mode=0755")
 
 
-def main(uid: int) -> None:
-    """Serve the owner at the other end of file descriptor 0."""
+def main(uid: int, pid: int) -> None:
+    """Serve the owner, process ``pid``, at the other end of file descriptor 0."""
     owner = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -480,7 +488,7 @@ def main(uid: int) -> None:
     os.chdir("/")
     if uid:
         import tarfile  # noqa: F401 - while Python's own files can be read: they may be root's alone
-    launcher = Launcher(owner)
+    launcher = Launcher(owner, pid)
     try:
         confine(uid)
     except OSError as error:
@@ -491,4 +499,4 @@ def main(uid: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

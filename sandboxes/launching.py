@@ -12,7 +12,6 @@ import os
 import queue
 import socket
 import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 from agentgym.errors import SandboxFailed
 from agentgym.sandboxes import launcher
 from agentgym.sandboxes.base import PathRefused
+from agentgym.sandboxes.reaper import interpreter
 
 SECONDS = 60.0
 USERS = (60_000, 64_900)
@@ -36,7 +36,7 @@ class Launching:
         uid = 0 if os.geteuid() else USERS[0] + os.getpid() % (USERS[1] - USERS[0])
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", launcher.__file__, str(uid)],
+                [interpreter(), "-I", "-S", "-B", launcher.__file__, str(uid), str(os.getpid())],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd="/",

@@ -1,7 +1,8 @@
 """The process that outlives its owner and cleans up what is left of its sandboxes.
 
 Invariant: it is a session of its own, holds nothing of its owner's but a pipe, and its only trigger is the
-end of that pipe, which no way of dying can prevent. What it does then is what ``agentgym sandbox gc`` does.
+end of that pipe or of the owner itself, which no way of dying can prevent and no child that was forked can
+put off. What it does then is what ``agentgym sandbox gc`` does.
 """
 
 from __future__ import annotations
@@ -13,13 +14,27 @@ import sys
 from agentgym.errors import SandboxFailed
 from agentgym.sandboxes import records
 
-_CODE = (
-    "import os,sys\n"
-    "import signal\n"
-    "for s in (signal.SIGINT,signal.SIGTERM,signal.SIGHUP):signal.signal(s,signal.SIG_IGN)\n"
-    "while os.read(0,1):pass\n"
-    "os.execv(sys.executable,[sys.executable,'-P','-m','agentgym.sandboxes.reaper',*sys.argv[1:]])\n"
+_CODE = """
+import os, select, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+owner, python, started, path = int(sys.argv[1]), *sys.argv[2:]
+ends = select.poll()
+ends.register(0, select.POLLIN)
+try:
+    ends.register(os.pidfd_open(owner), select.POLLIN)
+except (AttributeError, OSError):
+    pass
+while os.getppid() == owner and not ends.poll(60_000):
+    pass
+code = (
+    "import site, sys\\n"
+    "for place in sys.argv[3].split(chr(31)): site.addsitedir(place)\\n"
+    "from agentgym.sandboxes import reaper\\n"
+    "reaper.main()"
 )
+os.execv(python, [python, "-I", "-c", code, str(owner), started, path])
+"""
 _kept: list[subprocess.Popen[bytes]] = []
 """It shall outlive this process: nobody waits for it, and an object that is dropped would warn of that."""
 
@@ -35,9 +50,10 @@ def start() -> int:
     """
     read, write = os.pipe()
     try:
-        pid = os.getpid()
+        pid, python = os.getpid(), interpreter()
+        arguments = [str(pid), python, str(records.start_of(pid)), "\x1f".join(filter(None, sys.path))]
         started = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _CODE, str(pid), str(records.start_of(pid))],
+            [python, "-I", "-S", "-c", _CODE, *arguments],
             stdin=read,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -53,10 +69,12 @@ def start() -> int:
     return write
 
 
-def main(pid: int, started: int) -> None:
-    """Clean up after a process."""
+def interpreter() -> str:
+    """A Python that this process's user can run: this one, or else the system's."""
+    return sys.executable if os.access(sys.executable, os.X_OK) else "/usr/bin/python3"
+
+
+def main() -> None:
+    """Clean up after the process that the command line names."""
+    pid, started = int(sys.argv[1]), int(sys.argv[2])
     records.collect(lambda record: (record.pid, record.started) == (pid, started) or record.orphaned)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))

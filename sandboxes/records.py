@@ -31,6 +31,10 @@ CLEANERS = {
 """Import path, by backend, of what removes what a record names: a function of the record."""
 
 
+SWEEPERS = ("agentgym.sandboxes.cgroups:sweep",)
+"""Import paths of what removes what dead owners left and no record names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One sandbox.
@@ -108,6 +112,9 @@ def collect(wanted: Callable[[Record], bool] = lambda record: record.orphaned) -
                     continue
             remove(record)
             done.append(record)
+    for sweeper in SWEEPERS:
+        module, _, name = sweeper.partition(":")
+        getattr(importlib.import_module(module), name)()
     return done
 
 

@@ -29,16 +29,23 @@ DENIED = (
 NAMESPACES = (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
 """``CLONE_NEW*``: time, mount, cgroup, uts, ipc, user, pid, net."""
 
-FAMILIES = (17, 21, 29, 31, 38, 40, 44, 45)
-"""Families of sockets that are refused: packet, rds, can, bluetooth, alg, vsock, xdp, and what is newer."""
+FAMILIES = (1, 2, 10, 16)
+"""Families of sockets that there are: unix, internet, and netlink, each in the sandbox's own namespaces. The
+others reach the host's hardware, its kernel's rarely used corners, or (vsock) the machine that it runs on."""
+
+UNCOUNTED = "memfd_create memfd_secret shmget msgget semget"
+"""What holds memory that is no process's: it is not there where no control group counts it."""
 
 TERMINAL = (0x5412, 0x541C)
 """``TIOCSTI`` and ``TIOCLINUX``: input pushed into somebody's terminal."""
 
 
 @cache
-def program() -> bytes:
+def program(counted: bool = True) -> bytes:
     """The filter as the kernel takes it: Berkeley packet filter instructions, for this machine.
+
+    Args:
+        counted: Whether a control group counts the sandbox's memory.
 
     Raises:
         MissingDependency: pyseccomp is not installed.
@@ -62,9 +69,13 @@ def program() -> bytes:
     for flag in NAMESPACES[1:]:  # the first is a bit of clone's exit signal
         _add(made, refuse, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
     low = 0xFFFFFFFF  # the kernel looks at these bits alone, and so must this: others could be set to pass
-    for family in FAMILIES:
-        other = pyseccomp.ERRNO(errno.EAFNOSUPPORT)
-        _add(made, other, "socket", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, low, family))
+    absent = pyseccomp.ERRNO(errno.EAFNOSUPPORT)
+    for family in range(max(FAMILIES)):
+        if family not in FAMILIES:
+            _add(made, absent, "socket", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, low, family))
+    _add(made, absent, "socket", pyseccomp.Arg(0, pyseccomp.GT, max(FAMILIES)))
+    for name in () if counted else UNCOUNTED.split():
+        _add(made, pyseccomp.ERRNO(errno.ENOSYS), name)
     for request in TERMINAL:
         _add(made, refuse, "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, low, request))
     fd = os.memfd_create("seccomp")
@@ -74,10 +85,10 @@ def program() -> bytes:
         return place.read()
 
 
-def opened() -> int:
+def opened(counted: bool = True) -> int:
     """A file descriptor from which the filter is read, inheritable; the caller closes it."""
     fd = os.memfd_create("seccomp", 0)
-    os.write(fd, program())
+    os.write(fd, program(counted))
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
