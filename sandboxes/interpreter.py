@@ -11,6 +11,8 @@ bytes, big endian), a mark of 32 letters, and that many bytes of UTF-8.
 
 # ruff: noqa: E402 - the path comes first
 
+from __future__ import annotations
+
 import sys
 
 # The files of the working directory shadow nothing that is used here.
@@ -18,6 +20,7 @@ sys.path[:] = [place for place in sys.path if place]
 
 import ast
 import contextlib
+import io
 import linecache
 import os
 import signal
@@ -30,18 +33,17 @@ MARK = 32
 class Interpreter:
     """Names, and the way in and out."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         # Away from the numbers that cells use; not passed on to what they start.
         self.requests, self.output = os.dup(0), os.dup(1)
         self.nothing = os.open(os.devnull, os.O_RDONLY)
         self.owner = os.getpid()
         self.count = -1  # the first request is empty: it asks whether this is ready
         self.module = types.ModuleType("__main__")
-        self.module.__builtins__ = __builtins__
         sys.modules["__main__"] = self.module
         sys.path.insert(0, "")
 
-    def serve(self):
+    def serve(self) -> None:
         """Run cells until there are no more."""
         while True:
             head = self.read(4 + MARK)
@@ -55,7 +57,7 @@ class Interpreter:
                     stream.flush()
             self.write(b"\n%s %d\n" % (head[4:], status))
 
-    def read(self, size):
+    def read(self, size: int) -> bytes:
         """So many bytes; the end of requests is the end of everything."""
         pieces = []
         while size:
@@ -66,24 +68,23 @@ class Interpreter:
             size -= len(piece)
         return b"".join(pieces)
 
-    def write(self, data):
+    def write(self, data: bytes) -> None:
         """Straight to the host."""
         while data:
             data = data[os.write(self.output, data) :]
 
-    def restore(self):
+    def restore(self) -> None:
         """Give the next cell its streams, whatever the last one did to them."""
         os.dup2(self.nothing, 0)
         os.dup2(self.output, 1)
         os.dup2(self.output, 2)
         for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
             if getattr(getattr(sys, name, None), "closed", True):
-                stream = open(number, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-                if mode == "w":
-                    stream.reconfigure(write_through=True)
-                setattr(sys, name, stream)
+                raw = open(number, mode + "b", buffering=0, closefd=False)  # noqa: SIM115
+                text = io.TextIOWrapper(raw, "utf-8", "replace", write_through=True)
+                setattr(sys, name, text)
 
-    def run(self, text):
+    def run(self, text: str) -> int:
         """Run a cell; returns its status: 0, or 1 where it raised."""
         self.count += 1
         name = f"<cell {self.count}>"
@@ -91,6 +92,7 @@ class Interpreter:
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             tree = compile(text, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+            assert isinstance(tree, ast.Module)
             last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
             if tree.body:
                 exec(compile(tree, name, "exec", dont_inherit=True), self.module.__dict__)
@@ -104,7 +106,7 @@ class Interpreter:
             self.tell(error)
             return 1
 
-    def tell(self, error):
+    def tell(self, error: BaseException) -> None:
         """Write a traceback of the cells' own frames."""
         ours, frames = globals(), error.__traceback__
         while frames is not None and frames.tb_frame.f_globals is ours:

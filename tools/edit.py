@@ -261,7 +261,8 @@ class _Editor:
         return f"Changed {path}:\n{self._numbered(changed, start, end)}"
 
     def _numbered(self, read: Text, first: int, last: int) -> str:
-        lines, shown, left = read.lines, [], self._limit
+        lines, left = read.lines, self._limit
+        shown: list[str] = []
         for number in range(first, last + 1):
             line = lines[number - 1]
             if len(line) > LINE:

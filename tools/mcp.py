@@ -266,7 +266,8 @@ class _Connection:
         self._task = asyncio.create_task(self._hold(greeted))
         try:
             async with asyncio.timeout(self.server.start_timeout):
-                await asyncio.wait({greeted, self._dead}, return_when=asyncio.FIRST_COMPLETED)
+                either: set[asyncio.Future[Any]] = {greeted, self._dead}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             seconds = self.server.start_timeout
             words = self._child.last_words if self._child is not None else ""
@@ -322,8 +323,8 @@ class _Connection:
 
         task = asyncio.ensure_future(work)
         try:
-            waiting = {task, self._dead}
-            await asyncio.wait(waiting, timeout=self.server.timeout, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {task, self._dead}
+            await asyncio.wait(either, timeout=self.server.timeout, return_when=asyncio.FIRST_COMPLETED)
             if task.done() and not task.cancelled():
                 error = task.exception()
                 told = getattr(error, "error", None)
