@@ -15,7 +15,6 @@ from typing import Any
 
 from agentgym import datasets
 from agentgym.actions import write_calls
-from agentgym.arguments import between
 from agentgym.environments.code import repair_images as images_of
 from agentgym.environments.code import repair_scoring as scoring
 from agentgym.environments.code.base import CodeEnv, Score
@@ -26,6 +25,7 @@ from agentgym.environments.code.repair_instances import (
     load,
 )
 from agentgym.environments.code.repair_measure import SECONDS, WORK
+from agentgym.errors import UsageError
 from agentgym.messages import ToolCall
 from agentgym.sandboxes import Sandbox, SandboxSpec
 from agentgym.task import Task, TaskSet
@@ -87,7 +87,9 @@ class Repair(CodeEnv):
         )
         self._data = None if data is None else Path(data)
         self._images, self._python, self._dockerfiles = images, python, build_dockerfiles
-        self._test_seconds = between("test_seconds", test_seconds, 1, 3_600)
+        if not 1 <= test_seconds <= 3_600:
+            raise UsageError(f"test_seconds is {test_seconds}", hint="give 1 to 3600")
+        self._test_seconds = test_seconds
         self._known: dict[str, Instance] | None = None
         self._base = ""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,22 +162,22 @@ def _instance(
 ) -> Instance:
     try:
         id = str(record["instance_id"])
-        common = {
-            "id": id,
-            "repo": str(record["repo"]),
-            "version": str(record.get("version") or ""),
-            "statement": str(record["problem_statement"]),
-            "patch": str(record["patch"]),
-            "test_patch": str(record["test_patch"]),
-            "fail_to_pass": _listed(record["FAIL_TO_PASS"]),
-            "pass_to_pass": _listed(record["PASS_TO_PASS"]),
-        }
+        made = Instance(
+            id=id,
+            repo=str(record["repo"]),
+            version=str(record.get("version") or ""),
+            statement=str(record["problem_statement"]),
+            patch=str(record["patch"]),
+            test_patch=str(record["test_patch"]),
+            fail_to_pass=_listed(record["FAIL_TO_PASS"]),
+            pass_to_pass=_listed(record["PASS_TO_PASS"]),
+        )
         ours = record.get("agentgym")
         if ours is not None:
             if not re.fullmatch(r"[\w.-]+", id):
                 raise ValueError(f"{id!r} cannot name a folder")
-            return Instance(
-                **common,
+            return replace(
+                made,
                 folder=source.parent / "repositories" / id,
                 modules=tuple(ours["modules"]),
                 libraries=tuple(ours["libraries"]),
@@ -191,7 +191,7 @@ def _instance(
             hint="each needs instance_id, repo, patch, test_patch, problem_statement, FAIL_TO_PASS "
             "and PASS_TO_PASS",
         ) from error
-    strange = [name for name in common["fail_to_pass"] if ".py" not in name.partition("::")[0]]
+    strange = [name for name in made.fail_to_pass if ".py" not in name.partition("::")[0]]
     if strange:
         raise UsageError(
             f"the tests of {id} are not named as pytest names them: {strange[0]!r}",
@@ -199,13 +199,16 @@ def _instance(
             "their records out",
         )
     lower = id.lower()
-    named = record.get("image_name") or record.get("docker_image")
-    return Instance(
-        **common,
+    try:
+        named = images.format(id=id, id_1776=lower.replace("__", "_1776_"), id_s=lower.replace("__", "_s_"))
+    except (LookupError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{images!r} cannot name images: {error}", hint="write {id}, {id_1776} or {id_s} in it"
+        ) from error
+    return replace(
+        made,
         base_commit=str(record.get("base_commit") or ""),
-        image=str(named)
-        if named
-        else images.format(id=id, id_1776=lower.replace("__", "_1776_"), id_s=lower.replace("__", "_s_")),
+        image=str(record.get("image_name") or record.get("docker_image") or named),
         dockerfile=str(record.get("dockerfile") or ""),
         python=python,
         split=str(record.get("split") or split or "test"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 import secrets
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -109,9 +110,9 @@ async def prepare(sandbox: Sandbox, instance: Instance) -> str:
         EnvironmentFailed: It cannot be made.
     """
     if instance.image is not None:
-        # An image's repository holds the future: all that its authors had fetched.
-        at = f"git -C {TESTBED} checkout -q -f {instance.base_commit} && " if instance.base_commit else ""
-        await _must(sandbox, f"{at}cp -a {TESTBED}/. {WORK}/ && rm -rf {WORK}/.git")
+        # Copied first: an image cannot be written. And its history holds the future.
+        at = f"git checkout -q -f {shlex.quote(instance.base_commit)} -- && " if instance.base_commit else ""
+        await _must(sandbox, f"cp -a {TESTBED}/. {WORK}/ && {at}rm -rf .git")
     if instance.folder is not None:
         await sandbox.upload(instance.folder, WORK)
         for name in instance.libraries:
@@ -191,7 +192,8 @@ async def _apply(sandbox: Sandbox, instance: Instance, patch: bytes) -> tuple[tu
     if not told.ok or told.cut_stdout or "\ufffd" in told.stdout:
         return (), "the patch changes too many files, or files with names that are no text"
     fields = told.stdout.split("\0")
-    added, other = [], []
+    added: list[str] = []
+    other: list[str] = []
     for status, path in zip(fields[0::2], fields[1::2], strict=False):
         mode, kind = status.split()[1], status.split()[4]
         if instance.protected(path) or mode not in ("100644", "100755", "000000"):

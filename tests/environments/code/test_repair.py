@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
+import shutil
+import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ from agentgym.environments.code import repair_build, repair_images
 from agentgym.environments.code.repair import Repair
 from agentgym.environments.code.repair_instances import SWE_GYM, Instance, load
 from agentgym.environments.code.repair_recipes import recipes
-from agentgym.errors import DataUnavailable, UsageError
+from agentgym.errors import DataUnavailable, EnvironmentFailed, UsageError
 from agentgym.messages import ToolCall
 
 QUICK = ("texttable-1.7.1", "webcolors-24.8.0")
@@ -157,6 +162,15 @@ def test_what_is_no_record_is_refused(tmp_path: Path, change: dict[str, Any], sa
     place.write_text(json.dumps(record))
     with pytest.raises(UsageError, match=said):
         load(place)
+
+
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
+    place = tmp_path / "records.jsonl"
+    place.write_text(json.dumps(RECORD))
+    with pytest.raises(UsageError, match="cannot name images"):
+        load(place, images="mine/{name}")
+    with pytest.raises(UsageError, match="test_seconds is 0"):
+        Repair(data=place, test_seconds=0)
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -340,3 +354,92 @@ def test_every_oracle_is_rewarded(repair_data: Callable[..., Path]) -> None:
                 lost[task.id] = info["why"]
     env.close()
     assert lost == {}
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+def test_a_repository_of_an_image_is_repaired(data: Path, tmp_path: Path, docker_daemon: str) -> None:
+    """An image such as those of SWE-bench: a repository with all its history, and pytest."""
+    import docker
+
+    from agentgym.sandboxes.images import build
+
+    record = json.loads((data / "instances.jsonl").read_text().splitlines()[0])
+    ours = record.pop("agentgym")
+    testbed = tmp_path / "testbed"
+    shutil.copytree(data / "repositories" / record["instance_id"], testbed)
+    git = ["git", "-C", str(testbed), "-c", "user.name=x", "-c", "user.email=x"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "before"]):
+        subprocess.run([*git, *command], check=True)
+    asked = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    subprocess.run([*git, "apply"], input=record["patch"], text=True, check=True)
+    subprocess.run([*git, "commit", "-q", "-a", "-m", "after"], check=True)
+
+    client = docker.DockerClient(docker_daemon)
+    container = client.containers.create(build.tag(), "true")
+    image = "agentgym-test/testbed"
+    try:
+        for source, target in [
+            (testbed, "testbed"),
+            *((data / "libraries" / name, "usr/lib/python3/dist-packages") for name in ours["libraries"]),
+        ]:
+            packed = io.BytesIO()
+            with tarfile.open(fileobj=packed, mode="w") as tar:
+                tar.add(source, target)
+            assert container.put_archive("/", packed.getvalue())
+        container.commit(image)
+        place = tmp_path / "records.json"
+        place.write_text(
+            json.dumps([{**record, "base_commit": asked.stdout.strip(), "image_name": f"{image}:latest"}])
+        )
+        env = Repair(data=place, python="/usr/bin/python3", sandbox="docker")
+        task = env.find_task(record["instance_id"])
+        env.reset(seed=0, options={"task_id": task.id})
+        assert env.step(bash("git log --oneline | wc -l; git status --short; git stash list"))[0] == "1"
+        assert play(env, task.id, *env.expert(task))[0] == 1.0
+        assert play(env, task.id, *env.nop(task))[0] == 0.0
+        assert play(env, task.id, bash(CHEATERS["pytest calls nothing"][0]), SUBMIT)[1]["why"] == CANARY
+        env.close()
+    finally:
+        container.remove(force=True)
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            client.images.remove(image)
+        client.close()
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+def test_a_repository_of_a_folder_is_repaired_in_a_container(data: Path, docker_daemon: str) -> None:
+    env = Repair(data=data, sandbox="docker")
+    for task_id in QUICK:
+        task = env.find_task(task_id)
+        assert play(env, task_id, *env.expert(task))[0] == 1.0
+        assert play(env, task_id, *env.nop(task))[0] == 0.0
+    env.close()
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+def test_an_image_is_built_of_a_dockerfile_once(docker_daemon: str) -> None:
+    import docker
+
+    from agentgym.sandboxes.images import build
+
+    client = docker.DockerClient(docker_daemon)
+    image = "agentgym-test/built:1"
+    with contextlib.suppress(docker.errors.ImageNotFound):
+        client.images.remove(image)
+    try:
+        asyncio.run(
+            repair_images.build(
+                instance(image=image, dockerfile=f"FROM {build.tag()}\nENV MADE=1\n"), allowed=True
+            )
+        )
+        assert "MADE=1" in client.images.get(image).attrs["Config"]["Env"]
+        asyncio.run(repair_images.build(instance(image=image, dockerfile="nonsense"), allowed=True))
+        with pytest.raises(EnvironmentFailed, match="cannot be built"):
+            asyncio.run(repair_images.build(instance(image=f"{image}x", dockerfile="nonsense"), allowed=True))
+    finally:
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            client.images.remove(image)
+        client.close()
