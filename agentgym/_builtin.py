@@ -149,6 +149,7 @@ register(
     "agentgym.environments.code.terminal:Terminal",
     extra="code",
     summary="42 kinds of shell tasks: files, text, git, archives, processes, SQLite; the folder is judged",
+    episodes=84,
 )
 register(
     "agentgym/TaskFolder-v0",

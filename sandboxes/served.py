@@ -479,7 +479,8 @@ def walked(source: Path) -> Iterator[_Entry]:
             mode = stat.S_IMODE(found.st_mode) & 0o777
             if place.is_symlink():
                 link = os.readlink(place)
-                led = (place.parent / link).resolve()
+                # Path.resolve raises for links in a circle, which untrusted code may have left.
+                led = Path(os.path.realpath(place.parent / link))
                 if os.path.isabs(link) or not (led == root or root in led.parents):
                     raise UsageError(f"the link {place} leads out of {source}", hint="copy what it names")
                 yield _Entry("link", inside, mode, 0, link, place)

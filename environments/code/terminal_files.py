@@ -255,8 +255,8 @@ class Mirror(Chore):
             {self.source}, in all depths, is in {self.target} under the same relative path with the same
             content, and {self.target} holds no other regular files. Two exceptions: files in {self.target}
             whose relative path is listed in protected.txt (one a line) stay exactly as they are, even where
-            {self.source} has another content for them or does not have them; and files ending in ".tmp" in
-            {self.source} are not copied. Do not change {self.source} or protected.txt.
+            {self.source} has another content for them or does not have them; and files of {self.source} that
+            end in ".tmp" count as if they were not there. Do not change {self.source} or protected.txt.
         """)
 
     def lay(self, root: Path) -> None:

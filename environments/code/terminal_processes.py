@@ -352,7 +352,7 @@ script, plan = sys.argv[1], json.loads(sys.argv[2])
 run = subprocess.Popen(["bash", script, "total.txt"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 told = []
 def line():
-    signal.alarm(5)
+    signal.alarm(10)
     told.append(run.stdout.readline(200).decode("utf-8", "replace").strip())
     signal.alarm(0)
 line()
@@ -360,7 +360,7 @@ for number in plan:
     os.kill(run.pid, number)
     line()
 os.kill(run.pid, signal.SIGTERM)
-signal.alarm(5)
+signal.alarm(10)
 print(json.dumps([told, run.wait()]))
 """
 
@@ -409,7 +409,7 @@ class Tally(Chore):
 
     def runs(self) -> list[Run]:
         python = ("python3", "-I", "-S", "-B", "-c", SIGNALLER, "../after/tally.sh")
-        return [Run((*python, json.dumps(plan)), keep=("total.txt",), seconds=30.0) for plan in self._plans()]
+        return [Run((*python, json.dumps(plan)), keep=("total.txt",), seconds=60.0) for plan in self._plans()]
 
     def check(self, before: Tree, after: Tree, done: Sequence[Done]) -> None:
         after.data("tally.sh")
