@@ -82,7 +82,7 @@ class Session(ABC):
     def __init__(self, sandbox: Sandbox, *, limit: int = LIMIT) -> None:
         if limit < 100:
             raise UsageError(f"limit is {limit} characters", hint="give 100 or more")
-        self.sandbox, self._limit = sandbox, limit
+        self.sandbox, self.limit = sandbox, limit
         self._turn = asyncio.Lock()
         self._process: Process | None = None
 
@@ -123,7 +123,7 @@ class Session(ABC):
             await self._drop()
 
     async def _run(self, command: str, seconds: float) -> Answer:
-        kept = Kept(self._limit)
+        kept = Kept(self.limit)
         if self._process is not None and (gone := await self._gone(kept)):
             await self._drop()
             kept.note(f"[{gone} since the last command: its state is lost, and this is a new one]\n")
