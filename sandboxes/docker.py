@@ -230,7 +230,8 @@ class DockerBackend(Backend):
             except SandboxFailed:
                 # In use, or out of reach: its record says that it is there.
                 continue
-            del self._doomed[image]
+            # Sandboxes that are closed at the same time all look.
+            self._doomed.pop(image, None)
             records.remove(record)
 
 
