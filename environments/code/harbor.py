@@ -324,10 +324,10 @@ def read_reward(data: bytes, name: str) -> float | None:
                 k: v for k, v in given.items() if isinstance(v, int | float) and not isinstance(v, bool)
             }
             only = next(iter(numbers.values())) if len(numbers) == 1 else None
-            value = float(numbers.get("reward", only))
+            value = numbers.get("reward", only)
+        return float(value) if value is not None and math.isfinite(value) else None
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
-    return value if math.isfinite(value) else None
 
 
 def read_summary(output: str) -> tuple[int, int]:

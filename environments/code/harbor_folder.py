@@ -234,7 +234,7 @@ def _text(place: Path) -> str:
 
 def _yaml(place: Path) -> Mapping[str, Any]:
     try:
-        import yaml
+        import yaml  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingDependency("pyyaml", "code") from error
     try:

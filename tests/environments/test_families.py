@@ -18,8 +18,9 @@ from agentgym.registry import base
 OBTAINED = {"BFCL-MultiTurn-v0": "bfcl", "Tau2-Airline-v0": "tau2", "Tau2-Retail-v0": "tau2"}
 SHARED = {"ALFWorld-v0": "alfworld", "SearchQA-v0": "search", "TextToSQL-v0": "spider"}
 JAVA = ("ScienceWorld-v0", "TextWorldExpress-v0")
-# A client has no tasks of its own: tests/environments/bridges/test_openenv.py gives it a server.
-SERVED = ("OpenEnv-v0",)
+# These have no tasks of their own: tests/environments/bridges/test_openenv.py gives one a server, and
+# tests/environments/code/test_terminal_folders.py gives the other folders.
+SERVED = ("OpenEnv-v0", "TaskFolder-v0")
 
 IDS = [id.removeprefix("agentgym/") for id in agentgym.families() if id.startswith("agentgym/")]
 

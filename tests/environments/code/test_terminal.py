@@ -18,16 +18,7 @@ from agentgym.environments.code.terminal_chore import Chore
 from agentgym.errors import EnvironmentFailed, UnknownName, UsageError
 from agentgym.messages import ToolCall
 
-SOME = (
-    "files-modes",
-    "files-releases",
-    "text-settings",
-    "text-quantiles",
-    "archives-package",
-    "processes-signal",
-    "processes-pipes",
-    "sqlite-index",
-)
+SOME = ("files-modes", "text-quantiles", "archives-package", "processes-signal", "sqlite-index")
 
 
 @pytest.fixture

@@ -184,6 +184,7 @@ def test_no_folder_and_no_task_are_refused(tmp_path: Path) -> None:
         ("reward.json", b"[1]", None),
         ("reward.json", b"[" * 60_000, None),
         ("reward.json", b'{"reward": 1e999}', None),
+        ("reward.json", b'{"reward": ' + b"9" * 400 + b"}", None),
     ],
 )
 def test_a_reward_is_a_finite_number(name: str, data: bytes, reward: float | None) -> None:
