@@ -180,7 +180,7 @@ class TaskFolders(CodeEnv):
                         return _score(0.0, why)
                 return await self._verdict(sandbox, folder)
         finally:
-            self._forget()
+            await asyncio.to_thread(self._forget)
 
     # Its parts ------------------------------------------------------------------------------
 

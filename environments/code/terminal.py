@@ -9,6 +9,7 @@ The tasks are in :mod:`agentgym.environments.code.terminal_tasks`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import tempfile
@@ -150,7 +151,7 @@ class Terminal(CodeEnv):
         try:
             why = artifact if isinstance(artifact, str) else await self._judge(task, artifact)
         finally:
-            self._forget()
+            await asyncio.to_thread(self._forget)
         told = "What is there is not what was asked for." if why else "What is there is what was asked for."
         return Score(float(not why), not why, told, {"why": why})
 

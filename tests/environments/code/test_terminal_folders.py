@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -266,16 +267,32 @@ class TestWithoutAnImage:
 @pytest.mark.docker
 class TestWithAnImage:
     def test_a_dockerfile_is_built_only_on_demand(self, tmp_path: Path) -> None:
+        from agentgym.sandboxes.daemon import Daemon
         from agentgym.sandboxes.images import build
 
         folder = harbor(tmp_path / "greet", home="solution")
         (folder / "environment").mkdir()
-        text = f"FROM {build.tag()}\nUSER 0\nWORKDIR /app\nRUN touch /app/old /built\n"
+        text = f"FROM {build.tag()}\nUSER 0\nWORKDIR /app\nCOPY old /app/old\n"
         (folder / "environment" / "Dockerfile").write_text(text)
+        (folder / "environment" / "old").write_text(f"old {tmp_path}\n")
         env = TaskFolders(folder=folder)
         with pytest.raises(UsageError, match="somebody's program"):
             env.reset(seed=0)
         env.close()
+        env = TaskFolders(folder=folder, build=True)
+        (task,) = env.tasks("test")
+        expert = env.expert(task)
+        assert expert is not None
+        try:
+            assert play(env, "greet", *expert)[1] == 1.0
+            # The image brings a file that the task wants gone.
+            half = call("bash", command="cat old; mkdir out; echo hello > out/greeting.txt")
+            assert play(env, "greet", half, call("submit"))[1] == 0.0
+        finally:
+            name = env.sandbox_spec(task).image
+            env.close()
+            with contextlib.closing(Daemon(os.environ["DOCKER_HOST"])) as daemon:
+                daemon.do(lambda client: client.remove_image(name))
 
     def test_the_image_is_the_task_s_and_fresh_when_it_is_judged(self, tmp_path: Path) -> None:
         from agentgym.sandboxes.images import build
