@@ -157,3 +157,9 @@ register(
     extra="code",
     summary="tasks in the folders of Harbor and Terminal-Bench, judged in a fresh container (folder=…)",
 )
+register(
+    "agentgym/PythonMath-v0",
+    "agentgym.environments.code.pythonmath:PythonMath",
+    extra="code",
+    summary="problems of mathematics with a Python interpreter, answered in a box (generated, or your JSONL)",
+)

@@ -154,9 +154,10 @@ class CodeEnv(Env[str]):
         self._handed = (artifact,)
 
     async def renew(self) -> None:
-        """Start the policy's sandbox anew."""
+        """Start the policy's sandbox anew, with its tools."""
         await self._close_sandboxes()
         self.sandbox = await self._start_sandbox(self.sandbox_spec(self.task), "policy")
+        self._toolbox = Toolbox(self.tools(self.task))
 
     @asynccontextmanager
     async def fresh_sandbox(self, spec: SandboxSpec | None = None) -> AsyncIterator[Sandbox]:

@@ -71,7 +71,7 @@ async def relay(
         try:
             if await asking.line(START_SECONDS) != b"ready":
                 raise JudgeFailed("the tests do not start", hint="obtain the data anew")
-        except (TimeoutError, SandboxEnded, _Silent) as error:
+        except (TimeoutError, SandboxEnded, Silent) as error:
             raise JudgeFailed(f"the tests do not start: {error}") from error
         return await _relayed(asking, answering, seconds)
     finally:
@@ -79,7 +79,7 @@ async def relay(
             await speaker.process.close()
 
 
-async def _relayed(asking: _Speaker, answering: _Speaker, seconds: float) -> Verdict:
+async def _relayed(asking: Speaker, answering: Speaker, seconds: float) -> Verdict:
     loop = asyncio.get_running_loop()
     end, calls = loop.time() + seconds, 0
     try:
@@ -93,44 +93,59 @@ async def _relayed(asking: _Speaker, answering: _Speaker, seconds: float) -> Ver
             await asking.process.write(reply + b"\n")
     except TimeoutError:
         return Verdict(False, "time", calls)
-    except (SandboxEnded, _Silent):
+    except (SandboxEnded, Silent):
         return Verdict(False, "silence", calls)
-    except _TooLong:
+    except TooLong:
         return Verdict(False, "size", calls)
 
 
-class _Silent(Exception):
+class Silent(Exception):
     """A process ended instead of writing a line."""
 
 
-class _TooLong(Exception):
+class TooLong(Exception):
     """A process wrote a line that is longer than any value."""
 
 
 @dataclass(slots=True)
-class _Speaker:
+class Speaker:
+    """A process that is spoken to in lines.
+
+    Attributes:
+        process: The process.
+        held: What it wrote beyond the last line that was taken.
+    """
+
     process: Process
     held: bytes = b""
 
     async def line(self, seconds: float) -> bytes:
+        """Its next line, without the line's end.
+
+        Raises:
+            TimeoutError: None came within ``seconds``.
+            Silent: It ended.
+            TooLong: The line is longer than any value.
+            SandboxEnded: Its sandbox ended.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while b"\n" not in self.held:
             if len(self.held) > relayed.LONGEST:
-                raise _TooLong
+                raise TooLong
             if (left := end - loop.time()) <= 0:
                 raise TimeoutError
             piece = await self.process.read(left)
             if piece is None:
-                raise _Silent("its process ended")
+                raise Silent("its process ended")
             if piece[0] == "stdout":
                 self.held += piece[1]
         first, _, self.held = self.held.partition(b"\n")
         return first
 
 
-async def _opened(sandbox: Sandbox, role: str, told: dict[str, Any]) -> _Speaker:
+async def _opened(sandbox: Sandbox, role: str, told: dict[str, Any]) -> Speaker:
     await sandbox.write(INSIDE, _SOURCE)
     process = await sandbox.open([PYTHON, "-I", INSIDE, role])
     await process.write(json.dumps(told).encode() + b"\n")
-    return _Speaker(process)
+    return Speaker(process)
