@@ -13,6 +13,7 @@ import hashlib
 import io
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -61,7 +62,7 @@ def members(data: bytes, what: str) -> dict[str, tuple[str, bytes]]:
                 stream_of = archive.extractfile(info) if info.isreg() else None
                 name = info.name[2:] if info.name.startswith("./") else info.name
                 found[name] = kind, stream_of.read() if stream_of else b""
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
         raise Wrong(f"{what} is no archive that can be read") from error
     return found
 
@@ -252,7 +253,7 @@ class Damaged(Chore):
             if name.endswith(".tar.gz"):
                 try:
                     found = members(gzip.decompress(data), name)
-                except (Wrong, OSError, EOFError):
+                except (Wrong, zlib.error, OSError, EOFError):
                     bad.append(name)
                     continue
                 for inside, (_, content) in found.items():
@@ -330,7 +331,14 @@ class Zip(Chore):
                     if not info.is_dir():
                         with archive.open(info) as stream:
                             found[info.filename] = stream.read(MOST_BYTES + 1)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            NotImplementedError,
+            RuntimeError,
+            EOFError,
+            OSError,
+        ) as error:
             raise Wrong("bundle.zip cannot be read") from error
         return found
 
