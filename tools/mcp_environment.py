@@ -145,7 +145,7 @@ class McpEnvironment(TextWrapper):
 
     def _split(self, action: str) -> tuple[Sequence[ToolCall] | None, str]:
         """The calls of the servers' tools, ``None`` where there are none; and the rest of the action."""
-        turn = read_turn(action)
+        turn = read_turn(action) if isinstance(action, str) else None
         if not isinstance(turn, tuple) or not any(call.name in self._box for call in turn):
             return None, action
         rest = [call for call in turn if call.name not in self._box]

@@ -364,8 +364,9 @@ class TestEnvironment:
         assert env.unwrapped.actions == actions  # type: ignore[attr-defined]
         assert told[0][0] == "nothing"
         assert told[-1][2]
-        with pytest.raises(UsageError):
-            env.step(calls(("remember", {"word": "x"})))
+        for action in (calls(("remember", {"word": "x"})), None):  # the episode is over; no text
+            with pytest.raises(UsageError):
+                env.step(action)  # type: ignore[arg-type]
 
     def test_a_turn_of_both_kinds(self, env: McpEnvironment) -> None:
         env.reset(seed=1)
