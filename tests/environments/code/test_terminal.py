@@ -156,6 +156,14 @@ def test_every_solution_solves_its_task_and_nothing_solves_none(
     assert {id: play(env, id)[0] for id in ids} == dict.fromkeys(ids, 0.0)
 
 
+@pytest.mark.docker
+@pytest.mark.parametrize("name", ["processes-deleted", "git-lost", "text-quantiles"])
+def test_containers_do_as_well(name: str, made: Callable[..., Terminal]) -> None:
+    env = made(sandbox="docker")
+    assert solve(env, f"{name}/18") == 1.0
+    assert play(env, f"{name}/18")[0] == 0.0
+
+
 def test_the_folder_is_judged_at_the_last_turn_too(
     unsafe: Mapping[str, Any], made: Callable[..., Terminal]
 ) -> None:
