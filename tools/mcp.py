@@ -31,6 +31,8 @@ from agentgym.tools.base import Tool, Toolbox, ToolError, tool_from_schema
 PING_SECONDS = 5.0
 """What a server that is over a deadline has to show that it lives."""
 MAX_PAGES = 100
+SESSION_GONE = 32600
+"""What the SDK says, as an error of its own, where a server over HTTP does not know the session any more."""
 
 T = TypeVar("T")
 _NO_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -232,7 +234,13 @@ class McpTools:
     def _function(self, connection: _Connection, name: str) -> Callable[..., Awaitable[str]]:
         async def call(**arguments: Any) -> str:
             work = connection.call(name, arguments)
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running(work)))
+            try:
+                future = asyncio.run_coroutine_threadsafe(work, self._running(work))
+            except (UsageError, RuntimeError) as error:
+                # No doing of the policy's, so no answer to it.
+                work.close()
+                raise ToolFailed("the connections to MCP servers are closed") from error
+            return await asyncio.wrap_future(future)
 
         return call
 
@@ -328,7 +336,7 @@ class _Connection:
             if task.done() and not task.cancelled():
                 error = task.exception()
                 told = getattr(error, "error", None)
-                if error is None or (told is not None and told.code != CONNECTION_CLOSED):
+                if error is None or (told is not None and told.code not in (CONNECTION_CLOSED, SESSION_GONE)):
                     return task.result()
                 if not isinstance(error, Exception) or isinstance(error, ValidationError):
                     raise error

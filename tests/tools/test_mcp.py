@@ -18,7 +18,7 @@ import pytest
 import agentgym
 from agentgym.actions import write_calls
 from agentgym.env import Env, Transition
-from agentgym.errors import ConfigError, ForkUnsupported, ToolFailed, UsageError
+from agentgym.errors import ConfigError, ForkUnsupported, MissingDependency, ToolFailed, UsageError
 from agentgym.messages import ToolCall
 from agentgym.task import Task, TaskSet
 from agentgym.tools import Toolbox, ToolResult, read_turn, tool
@@ -58,11 +58,12 @@ def gone(pid: int, seconds: float = 5.0) -> bool:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A kitchen over HTTP."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def listening(port: int = 0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A kitchen over HTTP, at a free port where none is given."""
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, str(KITCHEN), str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -173,6 +174,18 @@ def test_one_over_http_that_dies(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+def test_one_over_http_that_forgot_the_session() -> None:
+    with listening() as (url, process), McpTools({"kitchen": {"url": url, "timeout": 5.0}}) as tools:
+        assert called(tools, "add", a=1, b=1).content == "2"
+        process.kill()
+        process.wait()
+        with listening(int(url.split(":")[2].removesuffix("/mcp"))):
+            with pytest.raises(ToolFailed):
+                called(tools, "add", a=1, b=1)
+            tools.restart()
+            assert called(tools, "add", a=1, b=1).content == "2"
+
+
 def test_the_whole_process_group_ends() -> None:
     with McpTools({"kitchen": STDIO}) as tools:
         child = int(called(tools, "spawn_child").content)
@@ -228,12 +241,21 @@ def test_closed_connections_say_so() -> None:
     tools.close()
     with pytest.raises(UsageError, match="are closed"):
         tools.run(add.acall({"a": 1, "b": 1}))
+    with pytest.raises(ToolFailed, match="are closed"):
+        asyncio.run(add.acall({"a": 1, "b": 1}))
 
     async def later() -> list[str]:
         async with McpTools({"kitchen": STDIO}) as again:
             return [one.name for one in again.tools()]
 
     assert "add" in asyncio.run(later())
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_module, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependency) as caught:
+        McpTools({})
+    assert caught.value.extra == "mcp"
 
 
 class TestConfig:
