@@ -162,6 +162,9 @@ class DockerBackend(Backend):
         if self._probed is None or (self._probed.done() and self._probed.exception()):
             self._probed = asyncio.get_running_loop().create_task(self._probe())
         self.engine = await asyncio.shield(self._probed)
+        if self.engine.podman:
+            # Its file systems in memory take no such limit; the files that are made count as memory.
+            self.enforces -= {"inodes"}
 
     async def _probe(self) -> Engine:
         engine = await self.daemon.call(lambda _: self.daemon.probe())
@@ -294,7 +297,7 @@ class DockerSandbox(ServedSandbox):
             stdin_open=True,
             entrypoint=[*_PYTHON, Path(guest.__file__).read_text(encoding="utf-8")],
             labels={
-                _LABEL: self.id,
+                f"{_LABEL}.id": self.id,
                 f"{_LABEL}.owner": f"{owner.pid}:{owner.started}",
                 f"{_LABEL}.place": place(),
                 f"{_LABEL}.label": self._owner,
@@ -322,10 +325,16 @@ class DockerSandbox(ServedSandbox):
         if home.engine.podman:
             # Its default is more than a machine may allow, and then nothing starts.
             ulimits.append(("nproc", 8192))
-        shares = [("/dev/shm", 1 / 20, "mode=1777"), ("/tmp", 1 / 5, "mode=1777")]
+        shares = [("/dev/shm", 1 / 20, ["mode=1777"]), ("/tmp", 1 / 5, ["mode=1777"])]
         if not home.writable:
-            shares.append((spec.workdir, 3 / 4, f"mode=0755,uid={home.uid},gid={home.gid}"))
+            # Podman's mounts belong to nobody but root.
+            owned = ["mode=0755", f"uid={home.uid}", f"gid={home.gid}"]
+            shares.append((spec.workdir, 3 / 4, ["mode=0777"] if home.engine.podman else owned))
         common = "rw,exec,nosuid,nodev"
+
+        def inodes(part: float) -> list[str]:
+            return [f"nr_inodes={int(spec.inodes * part)}"] if "inodes" in home.enforces else []
+
         return {
             "network_mode": spec.network,
             "mem_limit": spec.memory,
@@ -334,7 +343,7 @@ class DockerSandbox(ServedSandbox):
             "nano_cpus": int(spec.cpus * 1e9),
             "read_only": not home.writable,
             "tmpfs": {
-                target: f"{common},size={int(spec.disk * part)},nr_inodes={int(spec.inodes * part)},{mode}"
+                target: ",".join([common, f"size={int(spec.disk * part)}", *mode, *inodes(part)])
                 for target, part, mode in shares
             },
             "cap_drop": ["ALL"],
@@ -360,6 +369,7 @@ class DockerSandbox(ServedSandbox):
             return End(error.message, outside=True)
 
     def _judged(self, client: Any, why: str) -> End:
+        import docker.errors
         import requests
 
         if not why:
@@ -367,9 +377,11 @@ class DockerSandbox(ServedSandbox):
             with contextlib.suppress(requests.RequestException):
                 client.wait(self._container, timeout=2.0)
         state = client.inspect_container(self._container)["State"]
+        begin, end = self._since - 1, time.time()
+        whole = self._home.engine.podman  # it reads whole seconds alone
         told = client.events(
-            since=f"{self._since - 1:.3f}",
-            until=f"{time.time():.3f}",
+            since=int(begin) if whole else f"{begin:.3f}",
+            until=int(end) + 1 if whole else f"{end:.3f}",
             filters={"container": [self._created], "event": ["kill", "oom"]},
             decode=True,
         )
@@ -379,7 +391,9 @@ class DockerSandbox(ServedSandbox):
         if state.get("Paused"):
             return End("somebody outside paused its container", outside=True)
         if state.get("Running"):
-            client.kill(self._container)
+            # It may be ending by itself, for its input was closed.
+            with contextlib.suppress(docker.errors.APIError):
+                client.kill(self._container)
             return End(why or "its worker hung up")
         if state.get("OOMKilled") or "oom" in actions:
             return End("it ran out of memory")
@@ -442,7 +456,7 @@ class DockerSandbox(ServedSandbox):
             await home.daemon.call(
                 lambda client: client.commit(self._container, repository=repository, tag=tag)
             )
-            return Kept(None, f"localhost/{name}" if home.engine.podman else name, record)
+            return Kept(None, name, record)
         handle, file = tempfile.mkstemp(prefix=f"agentgym-{id}-", suffix=".tar")
         os.close(handle)
         record = records.Record.new(id, self.backend, self._owner, {"file": file})

@@ -84,6 +84,11 @@ def load(client: Any, name: str | None = None) -> str:
     except docker.errors.ImageNotFound:
         repository, _, version = name.rpartition(":")
         client.import_image_from_file(str(archive()), repository=repository, tag=version)
+        try:
+            client.inspect_image(name)
+        except docker.errors.ImageNotFound:
+            # Podman leaves the tag out.
+            client.tag(f"{repository}:latest", repository, version)
     return name
 
 

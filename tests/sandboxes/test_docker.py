@@ -52,7 +52,7 @@ def python(sandbox: Sandbox, code: str, **given: Any) -> Any:
 
 def ours(client: Any) -> list[str]:
     """What of this test run's there is: containers, and images of snapshots."""
-    containers = client(lambda c: c.containers(all=True, filters={"label": ["agentgym"]}))
+    containers = client(lambda c: c.containers(all=True, filters={"label": ["agentgym.id"]}))
     images = client(lambda c: c.images(name="agentgym/snapshot"))
     return [found["Id"] for found in [*containers, *images]]
 
