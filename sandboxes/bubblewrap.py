@@ -42,6 +42,10 @@ from agentgym.sandboxes.served import End, ServedSandbox
 
 START_SECONDS = 30.0
 VERDICT_SECONDS = 5.0
+LONGEST_WORD = (1 << 17) - 1
+LONGEST_COMMAND = 1 << 20
+"""What the kernel takes of a command: the longest word, and (less than it may) all of them."""
+
 
 _COMPILE = (
     "import marshal,sys;s=sys.stdin.read();sys.stdout.buffer.write(marshal.dumps(compile(s,'guest','exec')))"
@@ -89,6 +93,8 @@ class BubblewrapBackend(Backend):
     ) -> ExecResult:
         """See :meth:`Backend.run`."""
         spec = self._checked(spec or SandboxSpec())
+        if not command or any("\0" in word for word in command):
+            raise UsageError(f"{command!r} is no command")
         await self._opened()
         return (await self._once(command, spec, seconds))[0]
 
@@ -219,10 +225,15 @@ class BubblewrapBackend(Backend):
         ended: asyncio.Future[dict[str, Any] | None] = loop.create_future()
         launched = await self._opened()
         started = time.monotonic()
+        sizes = [len(os.fsencode(word)) for word in command]
+        if max(sizes) > LONGEST_WORD or sum(sizes) > LONGEST_COMMAND:
+            return ExecResult("", "argument list too long\n", 126), b""
+        # A shell tells a command that is not there from a bubblewrap that does not work.
+        words = 'exec "$@"'
         if not self.grouped:
             # Counted in the sandbox's own namespace from there on; control groups count by themselves.
-            words = f'ulimit -u {spec.pids} 2>/dev/null || ulimit -p {spec.pids}; exec "$@"'
-            command = ["/bin/sh", "-c", words, "sh", *command]
+            words = f"ulimit -u {spec.pids} 2>/dev/null || ulimit -p {spec.pids}; {words}"
+        command = ["/bin/sh", "-c", words, "sh", *command]
         groups = None
         timed_out = False
         with contextlib.ExitStack() as opened:

@@ -6,8 +6,8 @@ removes it with the last of its processes; every sandbox dies with it, and it di
 a socket). Nothing that runs in a sandbox speaks to it.
 
 It runs by itself: ``python3 -I -S -B launcher.py USER OWNER``. Requests come over a socket of sequenced
-packets on file descriptor 0: a JSON object and file descriptors beside it; each is answered by one. It tells
-of itself, too:
+packets on file descriptor 0: a JSON object (or ``@``, and it is the first file's content) and file
+descriptors beside it; each is answered by one. It tells of itself, too:
 ``{"ended": id, "status": …, "memory": …}`` when a sandbox's first process has ended.
 """
 
@@ -120,6 +120,9 @@ class Launcher:
         fds: array.array[int] = array.array("i")
         for _, _, content in ancillary:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+        if data == b"@":  # too long for a packet
+            with os.fdopen(fds.pop(0), "rb") as content:
+                data = content.read()
         request = json.loads(data)
         try:
             told = getattr(self, "do_" + request.pop("do"))(fds=list(fds), **request)

@@ -24,6 +24,9 @@ from agentgym.sandboxes.base import PathRefused
 from agentgym.sandboxes.reaper import interpreter
 
 SECONDS = 60.0
+LONGEST = 1 << 16
+"""Bytes of a request that go in a packet; a longer one goes as a file."""
+
 USERS = (60_000, 64_900)
 """Users that nobody is (Debian keeps them free): what root's sandboxes become."""
 
@@ -69,7 +72,14 @@ class Launching:
                 raise SandboxFailed("the launcher of sandboxes is gone")
             try:
                 body = json.dumps({"do": what, **arguments}).encode()
-                socket.send_fds(self._socket, [body], list(fds))
+                if len(body) < LONGEST:
+                    socket.send_fds(self._socket, [body], list(fds))
+                else:
+                    large = memory_file(body)
+                    try:
+                        socket.send_fds(self._socket, [b"@"], [large, *fds])
+                    finally:
+                        os.close(large)
             except OSError as error:
                 raise SandboxFailed(f"the launcher of sandboxes cannot be reached: {error}") from error
             return self._take(what)
