@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -370,10 +371,10 @@ class BubblewrapSandbox(ServedSandbox):
         told: asyncio.Future[dict[str, Any] | None] = loop.create_future()
         self._told = told
         launched.on_end(self.id, lambda answer: loop.call_soon_threadsafe(_settle, told, answer))
-        read_out, write_out = os.pipe()
-        read_in, write_in = os.pipe()
+        # No pipes: commands of the same user could open those in /proc, and speak in the worker's name.
+        ours, theirs = (end.detach() for end in socket.socketpair())
         self._stderr, write_err = os.pipe()
-        self._attach(read_out, write_in)
+        self._attach(ours, ours)
         spec = self.spec
         # Counted in the sandbox's own namespace from there on; control groups count by themselves.
         most = [] if home.grouped else [str(spec.pids)]
@@ -383,12 +384,12 @@ class BubblewrapSandbox(ServedSandbox):
             self._groups = await loop.run_in_executor(
                 home._thread,
                 lambda: home._launch(
-                    launched, self.id, spec, command, (read_in, write_out, write_err), worker, source
+                    launched, self.id, spec, command, (theirs, theirs, write_err), worker, source
                 ),
             )
             self._made = True
         finally:
-            for fd in (read_in, write_out, write_err):
+            for fd in (theirs, write_err):
                 os.close(fd)
         if self._record is None:
             parts = {"groups": [] if self._groups is None else self._groups.places}
