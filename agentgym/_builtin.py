@@ -142,6 +142,7 @@ register(
     "agentgym.environments.code.repair:Repair",
     extra="code",
     summary="repair a package with a shell and an editor; hidden tests decide, in the way of SWE-bench",
+    episodes=21,
 )
 
 register(
