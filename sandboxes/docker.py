@@ -4,11 +4,11 @@ Invariants: a container has no network, no capabilities, a read-only root, and l
 holds; all that happens in it goes over one attached stream to the worker that is its first process, never
 through an exec a command; and whether the code inside or somebody outside ended it is read from the daemon.
 
-By default nothing but the working directory, ``/tmp`` and ``/dev/shm`` can be written: file systems in
-memory that share the spec's ``disk`` and ``inodes`` (three quarters, a fifth, and the rest) and are charged
-to its ``memory``; a snapshot is an archive of the working directory. With ``writable=True`` the root is
-written too, for images that bring their work with them: then a snapshot is an image, and the bytes and files
-written are not limited.
+By default nothing but the working directory, ``/tmp``, ``/var/tmp`` and ``/dev/shm`` can be written: file
+systems in memory that share the spec's ``disk`` and ``inodes`` (three quarters, a fifth, and a fortieth each)
+and are charged to its ``memory``; a snapshot is an archive of the working directory. With ``writable=True``
+the root is written too, for images that bring their work with them: then a snapshot is an image, and the
+bytes and files written are not limited.
 """
 
 from __future__ import annotations
@@ -325,7 +325,9 @@ class DockerSandbox(ServedSandbox):
         if home.engine.podman:
             # Its default is more than a machine may allow, and then nothing starts.
             ulimits.append(("nproc", 8192))
-        shares = [("/dev/shm", 1 / 20, ["mode=1777"]), ("/tmp", 1 / 5, ["mode=1777"])]
+        shares = [("/dev/shm", 1 / 40, ["mode=1777"]), ("/tmp", 1 / 5, ["mode=1777"])]
+        # Podman has it written in any case.
+        shares += [("/var/tmp", 1 / 40, ["mode=1777"])]
         if not home.writable:
             # Podman's mounts belong to nobody but root.
             owned = ["mode=0755", f"uid={home.uid}", f"gid={home.gid}"]
@@ -382,11 +384,11 @@ class DockerSandbox(ServedSandbox):
         told = client.events(
             since=int(begin) if whole else f"{begin:.3f}",
             until=int(end) + 1 if whole else f"{end:.3f}",
-            filters={"container": [self._created], "event": ["kill", "oom"]},
+            filters={"container": [self._created], "event": ["kill", "stop", "oom"]},
             decode=True,
         )
         actions = {event.get("Action") or event.get("status") for event in told}
-        if "kill" in actions:
+        if actions & {"kill", "stop"}:
             return End("somebody outside killed its container", outside=True)
         if state.get("Paused"):
             return End("somebody outside paused its container", outside=True)

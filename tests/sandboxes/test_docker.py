@@ -26,6 +26,7 @@ from agentgym.sandboxes.images import build
 
 T = TypeVar("T")
 MIB = 1 << 20
+WRITTEN = {"/work", "/tmp", "/var/tmp", "/dev/shm"}
 
 
 @pytest.fixture(scope="module")
@@ -147,16 +148,16 @@ def test_bytes_and_files_are_limited() -> None:
     fill = "import os\nfor n in range(400):\n with open(f'{n}', 'wb') as f: f.write(bytes(1 << 20))"
 
     async def body(box: Sandbox) -> None:
-        for folder in ("/work", "/tmp", "/dev/shm"):
+        for folder in WRITTEN:
             full = await python(box, f"import os; os.chdir({folder!r})\n{fill}", seconds=30)
             assert "No space left" in full.stderr
-        used = (await box.exec("du -sm /work /tmp /dev/shm | cut -f1")).stdout.split()
+        used = (await box.exec(f"du -sm {' '.join(WRITTEN)} | cut -f1")).stdout.split()
         assert 20 <= sum(map(int, used)) <= 34
-        for folder in ("/work", "/tmp", "/dev/shm"):
+        for folder in WRITTEN:
             await box.exec(f"rm -rf {folder}/*")
             many = f"import os; os.chdir({folder!r})\nfor n in range(2000): open(f'{{n}}', 'w').close()"
             assert "No space left" in (await python(box, many)).stderr
-        count = int((await box.exec("find /work /tmp /dev/shm -type f | wc -l")).stdout)
+        count = int((await box.exec(f"find {' '.join(WRITTEN)} -type f | wc -l")).stdout)
         assert 900 <= count <= 1000
 
     play(body, SandboxSpec(disk=32 * MIB, inodes=1000))
@@ -166,10 +167,10 @@ def test_bytes_and_files_are_limited() -> None:
 def test_nothing_else_can_be_written() -> None:
     async def body(box: Sandbox) -> None:
         find = "find / -xdev -writable ! -type l 2>/dev/null"
-        assert set((await box.exec(find)).stdout.split()) <= {"/work", "/tmp"}, "where others are mounted"
+        assert set((await box.exec(find)).stdout.split()) <= WRITTEN, "where others are mounted"
         each = "while read m; do test -d $m -a -w $m && echo $m; done"
         mounts = await box.exec(f"cut -d' ' -f2 /proc/mounts | {each}")
-        assert set(mounts.stdout.split()) <= {"/work", "/tmp", "/dev/shm", "/dev/mqueue"}
+        assert set(mounts.stdout.split()) <= WRITTEN | {"/dev/mqueue"}
         for path in ("/etc/passwd", "/x", "/proc/sys/kernel/core_pattern", "/sys/fs/cgroup/memory/x"):
             assert not (await box.exec(f"echo x > {path}")).ok, path
 
