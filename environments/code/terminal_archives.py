@@ -334,7 +334,6 @@ class Zip(Chore):
         except (
             zipfile.BadZipFile,
             zlib.error,
-            NotImplementedError,
             RuntimeError,
             EOFError,
             OSError,

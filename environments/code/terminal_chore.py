@@ -15,6 +15,7 @@ import os
 import random
 import stat
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,7 @@ class Done:
     files: Mapping[str, str]
 
 
-class Chore:
+class Chore(ABC):
     """One kind of task; an instance is one variant.
 
     Class attributes:
@@ -149,28 +150,29 @@ class Chore:
         """A stream of choices for one purpose."""
         return Draw(self.name, self.variant, purpose)
 
-    def plan(self, draw: Draw) -> None:
+    def plan(self, draw: Draw) -> None:  # noqa: B027 - some have nothing of the kind
         """Draw what the request, the folder and the check have in common."""
 
+    @abstractmethod
     def asked(self) -> str:
         """The request. Paths are relative to the working directory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lay(self, root: Path) -> None:
         """Make the files of the folder ``root``, which is empty."""
-        raise NotImplementedError
 
-    def live(self, root: Path) -> None:
+    def live(self, root: Path) -> None:  # noqa: B027 - most start nothing
         """Start what runs while the policy works, in the policy's sandbox only."""
 
+    @abstractmethod
     def oracle(self) -> list[str]:
         """Commands for bash that solve it."""
-        raise NotImplementedError
 
     def runs(self) -> list[Run]:
         """Runs of the program that was asked for; none where none was."""
         return []
 
+    @abstractmethod
     def check(self, before: Tree, after: Tree, done: Sequence[Done]) -> None:
         """Compare what is there with what was asked for.
 
@@ -182,7 +184,6 @@ class Chore:
         Raises:
             Wrong: It is not.
         """
-        raise NotImplementedError
 
 
 class Tree:

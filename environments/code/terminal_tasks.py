@@ -18,9 +18,11 @@ from typing import Any
 from agentgym.environments.code import (
     terminal_archives,
     terminal_chore,
+    terminal_database,
     terminal_files,
     terminal_git,
     terminal_processes,
+    terminal_repository,
     terminal_sqlite,
     terminal_text,
 )
@@ -37,6 +39,11 @@ MODULES: Mapping[str, ModuleType] = MappingProxyType(
     }
 )
 """Where the tasks of a category are, in the order of the task sets."""
+
+BESIDE: Mapping[str, tuple[ModuleType, ...]] = MappingProxyType(
+    {"git": (terminal_repository,), "sqlite": (terminal_database,)}
+)
+"""What a category's module imports beside :mod:`terminal_chore`."""
 
 CATEGORIES = tuple(MODULES)
 
@@ -117,6 +124,6 @@ def judge(task_id: str, before: str, after: str, done: Sequence[Mapping[str, Any
 
 def _input(task_id: str, request: Mapping[str, Any]) -> bytes:
     name, _, variant = task_id.rpartition("/")
-    modules = (terminal_chore, MODULES[category(name)])
+    modules = (terminal_chore, *BESIDE.get(category(name), ()), MODULES[category(name)])
     sources = [(module.__name__, Path(str(module.__file__)).read_text("utf-8")) for module in modules]
     return json.dumps({"sources": sources, "name": name, "variant": int(variant), **request}).encode()

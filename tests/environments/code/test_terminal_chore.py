@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from agentgym.environments.code import terminal_tasks as shop
 from agentgym.environments.code.terminal_archives import members, packed
 from agentgym.environments.code.terminal_chore import MOST_BYTES, Draw, Tree, Wrong, judged, unchanged
-from agentgym.environments.code.terminal_git import Repository, Story
-from agentgym.environments.code.terminal_sqlite import Database, make
+from agentgym.environments.code.terminal_database import Database, make
+from agentgym.environments.code.terminal_repository import Repository, Story
 
 HERE = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAMES = st.text(
