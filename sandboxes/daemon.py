@@ -8,12 +8,14 @@ refused before anything is started.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -72,9 +74,8 @@ class Daemon:
                 hint="give unix:///path or tcp://host:port without TLS; for another machine, run `agentgym "
                 "sandbox serve` there and use the remote backend",
             )
-        self._make = lambda version: docker.APIClient(
-            self.url, version=version, timeout=CALL_SECONDS, max_pool_size=THREADS
-        )
+        made: Any = docker.APIClient
+        self._make = partial(made, self.url, version="auto", timeout=CALL_SECONDS, max_pool_size=THREADS)
         self._client: Any = None
         self._threads = ThreadPoolExecutor(THREADS, "agentgym-docker")
 
@@ -99,7 +100,6 @@ class Daemon:
     def do(self, asked: Callable[[Any], T]) -> T:
         """The same on this thread; raises as :meth:`call`."""
         import docker.errors
-        import requests
 
         try:
             if self._client is None:
@@ -107,14 +107,14 @@ class Daemon:
                     # The SDK would leave its socket open where nobody listens.
                     with socket.socket(socket.AF_UNIX) as tried:
                         tried.connect(path)
-                self._client = self._make("auto")
+                self._client = self._make()
             return asked(self._client)
         except docker.errors.APIError as error:
             told = f"the container daemon says: {error.explanation or error}"
             if error.status_code == 404:
                 raise Missing(told) from error
             raise Refused(told) from error
-        except (docker.errors.DockerException, requests.RequestException, OSError) as error:
+        except (docker.errors.DockerException, OSError) as error:
             raise SandboxFailed(
                 f"the container daemon at {self.url} cannot be reached: {error}",
                 hint="start it, or set DOCKER_HOST (docker: dockerd; podman: podman system service)",
@@ -213,9 +213,9 @@ def ignored(info: dict[str, Any]) -> str:
 def place() -> str:
     """Where process numbers mean the same as here: this boot, this namespace."""
     parts = [socket.gethostname()]
-    for path in ("/proc/sys/kernel/random/boot_id",):
-        parts.append(Path(path).read_text() if os.path.exists(path) else "")
-    parts.append(os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else "")
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(os.readlink("/proc/self/ns/pid"))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -23,6 +23,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -183,7 +184,7 @@ class DockerBackend(Backend):
             names = [name, f"localhost/{name}"] if self.engine.podman else [name]
             for known in names:
                 with contextlib.suppress(Missing):
-                    told = await self.daemon.call(lambda client, known=known: client.inspect_image(known))
+                    told = await self.daemon.call(partial(_inspected, known))
                     pairs = (told.get("Config") or {}).get("Env") or ()
                     env = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
                     self._images[name] = known, env
@@ -227,7 +228,7 @@ class DockerBackend(Backend):
         """Remove the images that nobody uses any more."""
         for image, record in list(self._doomed.items()):
             try:
-                await self.daemon.call(lambda client, image=image: client.remove_image(image))
+                await self.daemon.call(partial(_removed, image))
             except Missing:
                 pass
             except SandboxFailed:
@@ -372,11 +373,10 @@ class DockerSandbox(ServedSandbox):
 
     def _judged(self, client: Any, why: str) -> End:
         import docker.errors
-        import requests
 
         if not why:
-            # Its streams close a moment before it has ended.
-            with contextlib.suppress(requests.RequestException):
+            # Its streams close a moment before it has ended. What `requests` raises is an OSError.
+            with contextlib.suppress(OSError, docker.errors.APIError):
                 client.wait(self._container, timeout=2.0)
         state = client.inspect_container(self._container)["State"]
         begin, end = self._since - 1, time.time()
@@ -564,6 +564,14 @@ def _reconcile(daemon: Daemon) -> None:
         pid, _, started = found["Labels"].get(f"{_LABEL}.owner", "").partition(":")
         if pid.isdecimal() and str(records.start_of(int(pid))) != started:
             discard(daemon, found["Id"])
+
+
+def _inspected(image: str, client: Any) -> Any:
+    return client.inspect_image(image)
+
+
+def _removed(image: str, client: Any) -> None:
+    client.remove_image(image)
 
 
 def _folder(path: str, uid: int, gid: int) -> bytes:

@@ -11,6 +11,7 @@ the end. Any Python from 3.6 on runs it.
 import os
 import sys
 import tarfile
+from typing import IO, Any
 
 PIECE = 1 << 20
 
@@ -18,10 +19,10 @@ PIECE = 1 << 20
 class Paced:
     """Standard input that tells how much of it was taken."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.taken = 0
 
-    def read(self, size):
+    def read(self, size: int) -> bytes:
         """Read ``size`` bytes; fewer at the end alone."""
         pieces, missing = [], size
         while missing:
@@ -35,7 +36,7 @@ class Paced:
         return b"".join(pieces)
 
 
-def pack(folder):
+def pack(folder: str) -> None:
     """Write what lies in a folder; sockets and devices are left out."""
     os.chdir(folder)
     opened = []
@@ -53,7 +54,8 @@ def pack(folder):
                         with open(path, "rb") as content:
                             # It may have grown or shrunk meanwhile; the header says what comes.
                             entry.size = os.fstat(content.fileno()).st_size
-                            archive.addfile(entry, Whole(content))
+                            whole: Any = Whole(content)
+                            archive.addfile(entry, whole)
                     else:
                         archive.addfile(entry)
                 except FileNotFoundError:
@@ -65,15 +67,15 @@ def pack(folder):
 class Whole:
     """A file that seems to go on with zeros when it is shorter than it was."""
 
-    def __init__(self, content):
+    def __init__(self, content: IO[bytes]) -> None:
         self.content = content
 
-    def read(self, size):
+    def read(self, size: int) -> bytes:
         """Read ``size`` bytes."""
         return self.content.read(size).ljust(size, b"\0")
 
 
-def readable(path, entry):
+def readable(path: str, entry: tarfile.TarInfo) -> bool:
     """Let the owner read what nobody may; whether that was so already."""
     if os.access(path, os.R_OK | (os.X_OK if entry.isdir() else 0)):
         return True
@@ -81,11 +83,12 @@ def readable(path, entry):
     return False
 
 
-def unpack(folder):
+def unpack(folder: str) -> None:
     """Make what the archive holds; folders get their modes and times last."""
     os.chdir(folder)
     folders = []
-    with tarfile.open(fileobj=Paced(), mode="r|") as archive:
+    paced: Any = Paced()
+    with tarfile.open(fileobj=paced, mode="r|") as archive:
         for entry in archive:
             if entry.name.startswith("/") or ".." in entry.name.split("/"):
                 continue

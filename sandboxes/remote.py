@@ -37,7 +37,7 @@ from agentgym.sandboxes.base import (
     Stream,
     spec_to_json,
 )
-from agentgym.sandboxes.served import TRANSFER_SECONDS
+from agentgym.sandboxes.served import TRANSFER_SECONDS, walked
 
 CONNECT_SECONDS = 20.0
 START_SECONDS = 180.0
@@ -387,7 +387,7 @@ class RemoteSandbox(Sandbox):
         number, entries = self._line.number(), wire.laden(source)
         first = await asyncio.to_thread(next, entries)
         # Nothing is sent of what cannot be sent whole.
-        await asyncio.to_thread(lambda: [None for _ in wire.walked(source)])
+        await asyncio.to_thread(lambda: [None for _ in walked(source)])
         entry: Any = first
         while entry is not None:
             await self._line.send({"n": number, "do": "entry", "entry": entry[0]}, entry[1])

@@ -29,7 +29,7 @@ def ps(as_json: bool) -> None:
     from agentgym.sandboxes import records
 
     now = time.time()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "id": record.id,
             "backend": record.backend,
