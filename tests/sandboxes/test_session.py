@@ -29,7 +29,13 @@ async def started(backend: str) -> AsyncIterator[Sandbox]:
 
 
 @pytest.fixture(
-    params=["process", pytest.param("bubblewrap", marks=pytest.mark.bubblewrap)], name="play", scope="module"
+    params=[
+        "process",
+        pytest.param("bubblewrap", marks=pytest.mark.bubblewrap),
+        pytest.param("docker", marks=pytest.mark.docker),
+    ],
+    name="play",
+    scope="module",
 )
 def _play(request: pytest.FixtureRequest) -> Iterator[Play[Any]]:
     """Runs a coroutine with a sandbox of its own."""

@@ -19,7 +19,13 @@ class Play(Protocol):
     def __call__(self, body: Callable[[Sandbox], Awaitable[Any]], spec: SandboxSpec | None = None) -> Any: ...
 
 
-@pytest.fixture(params=["process", pytest.param("bubblewrap", marks=pytest.mark.bubblewrap)])
+@pytest.fixture(
+    params=[
+        "process",
+        pytest.param("bubblewrap", marks=pytest.mark.bubblewrap),
+        pytest.param("docker", marks=pytest.mark.docker),
+    ]
+)
 def play(request: pytest.FixtureRequest) -> Iterator[Play]:
     def run(body: Callable[[Sandbox], Awaitable[Any]], spec: SandboxSpec | None = None) -> Any:
         async def main() -> Any:
