@@ -400,7 +400,8 @@ class ServedSandbox(Sandbox):
 
 class _Process(Process):
     def __init__(self, sandbox: ServedSandbox, argv: list[str], cwd: str, env: dict[str, str]) -> None:
-        self._sandbox = sandbox
+        # A sandbox that was restored speaks over another one, where this number is another call's.
+        self._sandbox, self._channel = sandbox, sandbox._speaking
         self._output: asyncio.Queue[tuple[bytes, bytes]] = asyncio.Queue()
         self._held = 0
         self._call = sandbox._call(self._take, "exec", argv, cwd, env, None, 0, CREDIT, content=2 * CREDIT)
@@ -416,6 +417,8 @@ class _Process(Process):
         self._tell("stdin", data)
 
     async def read(self, seconds: float) -> tuple[Stream, bytes] | None:
+        if self._output.empty() and self._channel is not self._sandbox._channel:
+            self.returned = -9  # the sandbox was restored
         if self.returned is not None and self._output.empty():
             return None
         waiting: asyncio.Future[tuple[bytes, bytes]] = asyncio.ensure_future(self._output.get())
@@ -445,12 +448,12 @@ class _Process(Process):
     async def close(self) -> None:
         with contextlib.suppress(SandboxEnded, SandboxFailed, UsageError):
             self._tell("signal", 9)
-        self._sandbox._speaking.forget(self._call)
+        self._channel.forget(self._call)
 
     def _tell(self, name: str, *arguments: Any) -> None:
         self._sandbox._check()
         with contextlib.suppress(ChannelClosed):
-            self._sandbox._speaking.tell(self._call, name, *arguments)
+            self._channel.tell(self._call, name, *arguments)
 
 
 class _Entry(NamedTuple):

@@ -339,6 +339,24 @@ class TestEither:
 
         assert asyncio.run(main())
 
+    def test_one_whose_sandbox_was_restored_begins_anew(self, play: Play[Any], kind: type[Session]) -> None:
+        async def body(sandbox: Sandbox) -> tuple[Answer, str]:
+            opened, other = kind(sandbox), ShellSession(sandbox)
+            await opened.run("X=1", seconds=10)
+            kept = await sandbox.snapshot()
+            await sandbox.restore(kept)
+            # Another command of the restored sandbox, which has the number that the old interpreter had.
+            running = asyncio.create_task(other.run("sleep 1; echo undisturbed", seconds=10))
+            await asyncio.sleep(0.3)
+            told = await opened.run("echo .$X" if kind is ShellSession else "'X' in globals()", seconds=10)
+            return told, (await running).output
+
+        told, beside = play(body)
+        assert told.ok
+        assert told.output.startswith(f"[{kind.what} was killed by SIGKILL since the last command")
+        assert told.output.endswith("]\n.\n" if kind is ShellSession else "]\nFalse\n")
+        assert beside == "undisturbed\n"
+
     def test_closing_ends_it(self, play: Play[Any], kind: type[Session]) -> None:
         async def body(sandbox: Sandbox) -> list[int | None]:
             opened = kind(sandbox)
