@@ -558,20 +558,28 @@ def clean(record: records.Record) -> None:
 
 
 def _reconcile(daemon: Daemon) -> None:
-    """Remove containers whose owners are dead, known by their labels: a record may be lost."""
+    """Remove containers and snapshots whose owners are dead, known by their labels: a record may be lost."""
     ours = {"label": [f"{_LABEL}.place={place()}"]}
     for found in daemon.do(lambda client: client.containers(all=True, filters=ours)):
-        pid, _, started = found["Labels"].get(f"{_LABEL}.owner", "").partition(":")
-        if pid.isdecimal() and str(records.start_of(int(pid))) != started:
+        if _orphaned(found):
             discard(daemon, found["Id"])
+    for found in daemon.do(lambda client: client.images(filters=ours)):
+        if _orphaned(found):
+            with contextlib.suppress(Missing, Refused):
+                daemon.do(partial(_removed, found["Id"], force=True))
+
+
+def _orphaned(found: dict[str, Any]) -> bool:
+    pid, _, started = (found.get("Labels") or {}).get(f"{_LABEL}.owner", "").partition(":")
+    return bool(pid.isdecimal()) and str(records.start_of(int(pid))) != started
 
 
 def _inspected(image: str, client: Any) -> Any:
     return client.inspect_image(image)
 
 
-def _removed(image: str, client: Any) -> None:
-    client.remove_image(image)
+def _removed(image: str, client: Any, force: bool = False) -> None:
+    client.remove_image(image, force=force)
 
 
 def _folder(path: str, uid: int, gid: int) -> bytes:

@@ -292,7 +292,12 @@ class Line:
                 if (tell := self.boxes.get(id)) is not None:
                     tell(str(why))
         elif number in self._events and ("out" in head or "entry" in head):
-            self._events[number](head, blob)
+            try:
+                self._events[number](head, blob)
+            except Exception as error:
+                # The caller's own: it is raised there, and the connection goes on.
+                if not (future := self._waiting[number]).done():
+                    future.set_exception(error)
         elif (future := self._waiting.get(int(number or 0))) is not None and not future.done():
             future.set_result((head, blob))
 

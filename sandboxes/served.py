@@ -167,8 +167,12 @@ class ServedSandbox(Sandbox):
                 content = content[: left[kind]]
                 left[kind] -= len(content)
                 kept[kind] += content
-                if on_output is not None and content:
-                    on_output(STREAMS[kind], content)
+                if on_output is not None and content and not done.done():
+                    try:
+                        on_output(STREAMS[kind], content)
+                    except Exception as error:
+                        # The caller's own: it is raised there, and the channel goes on.
+                        done.set_exception(error)
             elif not done.done():
                 if kind == b"f":
                     kept[b"e"] += content[:KEPT]
@@ -179,7 +183,7 @@ class ServedSandbox(Sandbox):
         call = self._call(take, "exec", *asked, stdin, seconds, limit, content=2 * limit)
         try:
             answer = await self._answer(done, seconds + SLACK)
-        except asyncio.CancelledError:
+        except BaseException:
             with contextlib.suppress(ChannelClosed):
                 self._speaking.tell(call, "signal", 9)
             raise

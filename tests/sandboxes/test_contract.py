@@ -192,6 +192,15 @@ def test_output_streams_as_it_comes(host: Host) -> None:
     assert sum(len(p[1]) for p in pieces if p[0] == "stdout") == 100 == len(done.stdout)
 
 
+def test_whoever_takes_output_may_fail_and_nobody_else_does(host: Host) -> None:
+    def fail(stream: str, piece: bytes) -> None:
+        raise LookupError(stream)
+
+    with pytest.raises(LookupError, match="stdout"):
+        result(host, "echo one", on_output=fail)
+    assert result(host, "echo two").stdout == "two\n"
+
+
 def test_many_run_at_a_time_and_a_hung_one_holds_up_nobody(host: Host) -> None:
     async def many() -> tuple[list[str], float, float]:
         hung = asyncio.create_task(host.sandbox.exec("sleep 60", seconds=8))

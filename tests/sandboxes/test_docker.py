@@ -51,11 +51,12 @@ def python(sandbox: Sandbox, code: str, **given: Any) -> Any:
     return sandbox.exec(["python3", "-c", code], **given)
 
 
-def ours(client: Any) -> list[str]:
-    """What of this test run's there is: containers, and images of snapshots."""
-    containers = client(lambda c: c.containers(all=True, filters={"label": ["agentgym.id"]}))
-    images = client(lambda c: c.images(name="agentgym/snapshot"))
-    return [found["Id"] for found in [*containers, *images]]
+def ours(client: Any, pid: int = 0) -> list[str]:
+    """What a process, by default this one, has there: containers, and images of snapshots."""
+    wanted = {"label": ["agentgym.id"]}
+    found = client(lambda c: c.containers(all=True, filters=wanted) + c.images(filters=wanted))
+    owner = f"{pid or os.getpid()}:"
+    return [one["Id"] for one in found if one["Labels"]["agentgym.owner"].startswith(owner)]
 
 
 # Limits ----------------------------------------------------------------------------------------
@@ -435,7 +436,7 @@ asyncio.run(main())
     process.wait()
     process.stdout.close()
     until = time.monotonic() + 60
-    while left := [r.id for r in records.listed() if r.pid == process.pid] + ours(client):
+    while left := [r.id for r in records.listed() if r.pid == process.pid] + ours(client, process.pid):
         assert time.monotonic() < until, left
         time.sleep(0.3)
 
@@ -448,15 +449,26 @@ from agentgym.sandboxes import make_backend, records
 
 async def main():
     records.add = lambda record: None
-    await make_backend("docker").start()
+    box = await make_backend("docker", writable=True).start()
+    await box.snapshot()
+    print(os.getpid(), box.id, flush=True)
     os._exit(0)
 
 asyncio.run(main())
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert len(ours(client)) == 1
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    pid, id = done.stdout.split()
+    assert id.startswith("docker-")
+    # Any start looks for them.
     play(lambda box: box.exec("true"))
-    assert not ours(client)
+    assert not ours(client, int(pid))
+
+
+@pytest.mark.docker
+def test_the_base_image_is_made_by_a_command(docker_daemon: str) -> None:
+    command = [sys.executable, "-m", "agentgym.cli", "sandbox", "build"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == f"{build.tag()}\n", done.stderr
 
 
 # A root that is written ------------------------------------------------------------------------
