@@ -147,6 +147,11 @@ class CodeEnv(Env[str]):
         """Submit at once what is there."""
         return [write_calls([ToolCall("submit", {})])]
 
+    @property
+    def tier(self) -> str:
+        """How well the backend isolates, see :class:`~agentgym.sandboxes.Backend`; empty before ``reset``."""
+        return "" if self._lease is None else self._lease.backend.tier
+
     # What a family uses ---------------------------------------------------------------------
 
     def hand_in(self, artifact: Any) -> None:
