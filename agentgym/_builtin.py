@@ -142,7 +142,7 @@ register(
     "agentgym.environments.code.repair:Repair",
     extra="code",
     summary="repair a package with a shell and an editor; hidden tests decide, in the way of SWE-bench",
-    episodes=21,
+    episodes=19,
 )
 
 register(

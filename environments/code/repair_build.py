@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -102,16 +103,25 @@ async def build(
     made = chosen or recipes()
     needed = {name for recipe in made.recipes for name in recipe.libraries}
     unpack_libraries(folder / "libraries", made, needed, index)
-    failed: dict[str, str] = {}
-    records = []
-    for done, recipe in enumerate(made.recipes):
-        progress(done, len(made.recipes))
-        built = await build_one(folder, recipe, backend, index)
-        if isinstance(built, str):
-            failed[recipe.id] = built
-        else:
-            records.append(built)
-    progress(len(made.recipes), len(made.recipes))
+    told: dict[str, dict[str, object] | str] = {}
+    free = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def one(recipe: Recipe) -> None:
+        async with free:
+            told[recipe.id] = await build_one(folder, recipe, backend, index)
+            progress(len(told), len(made.recipes))
+
+    tasks = [asyncio.create_task(one(recipe)) for recipe in made.recipes]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        # The first error ends the others; a group of tasks would wrap it.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    built = {recipe.id: told[recipe.id] for recipe in made.recipes}
+    failed = {id: why for id, why in built.items() if isinstance(why, str)}
+    records = [record for record in built.values() if not isinstance(record, str)]
     if not records:
         first = next(iter(failed.values()), "none was asked for")
         raise DataUnavailable(

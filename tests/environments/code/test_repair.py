@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 
+import agentgym
 from agentgym.actions import write_calls
 from agentgym.environments.code import repair_build, repair_images
 from agentgym.environments.code.repair import Repair
+from agentgym.environments.code.repair_archives import Index
 from agentgym.environments.code.repair_instances import SWE_GYM, Instance, load
-from agentgym.environments.code.repair_recipes import recipes
+from agentgym.environments.code.repair_recipes import Recipe, Recipes, recipes
 from agentgym.errors import DataUnavailable, EnvironmentFailed, UsageError
 from agentgym.messages import ToolCall
+from agentgym.sandboxes import make_backend
 
 QUICK = ("texttable-1.7.1", "webcolors-24.8.0")
 
@@ -77,8 +80,9 @@ def test_recipes_are_whole() -> None:
         assert not [name for name in names if name in recipe.statement]
     for library in made.libraries.values():
         assert library.licence and library.file.endswith("-none-any.whl")
-    splits = {repair_build.split_of(recipe.package) for recipe in made.recipes}
-    assert splits == {"train", "test"}
+    splits = [repair_build.split_of(recipe.package) for recipe in made.recipes]
+    assert min(splits.count(split) for split in Repair.splits) >= 10
+    assert splits.count(Repair.default_split) == agentgym.families()["agentgym/Repair-v0"].episodes
 
 
 # What is protected, and other people's records ----------------------------------------------
@@ -345,14 +349,26 @@ def test_what_a_policy_does_to_tests_is_undone_and_its_repair_counts(env: Repair
 @pytest.mark.bubblewrap
 @pytest.mark.timeout(1800)
 def test_every_oracle_is_rewarded(repair_data: Callable[..., Path]) -> None:
-    env = Repair(data=repair_data())
+    folder = repair_data()
+    todo = [task for split in Repair.splits for task in Repair(data=folder).tasks(split)]
+    assert len(todo) == len(recipes().recipes)
     lost = {}
-    for split in env.splits:
-        for task in env.tasks(split):
-            reward, info = play(env, task.id, *env.expert(task))
+
+    async def player() -> None:
+        env = Repair(data=folder)
+        while todo:
+            task = todo.pop()
+            await env.areset(seed=0, options={"task_id": task.id})
+            for action in env.expert(task):
+                _, reward, *_, info = await env.astep(action)
             if reward != 1.0:
                 lost[task.id] = info["why"]
-    env.close()
+        await env.aclose()
+
+    async def play_all() -> None:
+        await asyncio.gather(player(), player())
+
+    asyncio.run(play_all())
     assert lost == {}
 
 
@@ -443,3 +459,50 @@ def test_an_image_is_built_of_a_dockerfile_once(docker_daemon: str) -> None:
         with contextlib.suppress(docker.errors.ImageNotFound):
             client.images.remove(image)
         client.close()
+
+
+# Building -----------------------------------------------------------------------------------
+
+
+@pytest.mark.bubblewrap
+def test_what_does_not_hold_is_left_out_and_what_cannot_be_had_is_told(
+    repair_data: Callable[..., Path], tmp_path: Path
+) -> None:
+    repair_data(*QUICK)  # so that the archives are in the cache
+    known = recipes()
+    good, bad = (recipe for recipe in known.recipes if recipe.id in QUICK)
+    wrong = bad.model_copy(update={"fail_to_pass": ("tests/test_none.py::test_none",)})
+    lost = good.model_copy(update={"old": good.old.model_copy(update={"sha256": "0" * 64})})
+
+    async def build(*chosen: Recipe) -> Any:
+        async with make_backend("bubblewrap") as backend:
+            parts = Recipes(libraries=known.libraries, recipes=chosen)
+            return await repair_build.build(tmp_path, backend, Index(), chosen=parts)
+
+    assert asyncio.run(build(good, wrong)) == repair_build.left_out(tmp_path) == {
+        bad.id: "1 tests do not tell the releases apart here, such as tests/test_none.py::test_none"
+    }  # fmt: skip
+    assert [instance.id for instance in load(tmp_path)] == [good.id]
+    assert not (tmp_path / "repositories" / bad.id).exists()
+    with pytest.raises(DataUnavailable, match="no instance holds on this machine"):
+        asyncio.run(build(wrong))
+    with pytest.raises(DataUnavailable):
+        asyncio.run(build(lost, good))
+
+
+@pytest.mark.bubblewrap
+def test_a_recipe_is_made_of_two_releases(repair_data: Callable[..., Path]) -> None:
+    repair_data(*QUICK)
+    (known,) = (recipe for recipe in recipes().recipes if recipe.id == "texttable-1.7.1")
+
+    async def draft(old: str, new: str) -> Recipe:
+        async with make_backend("bubblewrap") as backend:
+            return await repair_build.draft("texttable", old, new, backend, Index(), runs=1)
+
+    try:
+        made = asyncio.run(draft("1.7.0", "1.7.1"))
+    except DataUnavailable as error:
+        pytest.skip(f"the package index cannot be read here: {error.message}")
+    assert made == known.model_copy(update={"statement": "", "licence": made.licence})
+    with pytest.raises(UsageError, match="changes no tests"):
+        asyncio.run(draft("1.7.1", "1.7.1"))
