@@ -22,10 +22,12 @@ BOXES = 8
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _NUMBER = rf"[+-]?{_DIGITS}(?:\.\d*)?|[+-]?\.\d+"
-_PLAIN = re.compile(rf"(?P<number>{_NUMBER})(?:/(?P<under>[+-]?{_DIGITS}))?(?P<percent>%)?")
-_FRACTION = re.compile(rf"(?P<sign>[+-]?)\\frac\{{(?P<over>[+-]?{_DIGITS})\}}\{{(?P<under>[+-]?{_DIGITS})\}}")
+_PLAIN = re.compile(rf"(?P<number>{_NUMBER})(?:/(?P<under>[+-]?{_DIGITS}))?(?P<percent>%)?", re.ASCII)
+_FRACTION = re.compile(
+    rf"(?P<sign>[+-]?)\\frac\{{(?P<over>[+-]?{_DIGITS})\}}\{{(?P<under>[+-]?{_DIGITS})\}}", re.ASCII
+)
 _WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
-_PROSE = re.compile(r"(?:[A-Za-z]{6,}|none)(?: [A-Za-z]+)*")  # no constant of the grammar is that long
+_PROSE = re.compile(r"(?=.*[A-Za-z]{4})[A-Za-z]+(?: [A-Za-z']+)+|[A-Za-z]{6,}|none")
 _SPELLINGS = (
     (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!| |quad\b|qquad\b)"), " "),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),

@@ -26,6 +26,7 @@ LARGEST = 10_000
 """Largest whole exponent, factorial and upper index of a binomial coefficient."""
 
 _TOKEN = re.compile(
+    r"(?a)"
     r"\s*(?:(\d+(?:\.\d+)?|\.\d+)|(\\[A-Za-z]+|\\[{}|])|([A-Za-z]+)|(\*\*|[-+*/^!,=()\[\]{}|_<>:]))"
 )
 _ARCS = ("sin", "cos", "tan")

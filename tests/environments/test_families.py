@@ -15,7 +15,12 @@ from agentgym.errors import MissingDependency
 from agentgym.registry import base
 
 # What a family needs beside its packages: data to obtain, shared data, a program.
-OBTAINED = {"BFCL-MultiTurn-v0": "bfcl", "Tau2-Airline-v0": "tau2", "Tau2-Retail-v0": "tau2"}
+OBTAINED = {
+    "BFCL-MultiTurn-v0": "bfcl",
+    "HumanEval-v0": "humaneval",
+    "Tau2-Airline-v0": "tau2",
+    "Tau2-Retail-v0": "tau2",
+}
 SHARED = {"ALFWorld-v0": "alfworld", "SearchQA-v0": "search", "TextToSQL-v0": "spider"}
 JAVA = ("ScienceWorld-v0", "TextWorldExpress-v0")
 # These have no tasks of their own: tests/environments/bridges/test_openenv.py gives one a server, and
