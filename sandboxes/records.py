@@ -27,6 +27,7 @@ CLEANERS = {
     "process": "agentgym.sandboxes.records:clean_process",
     "bubblewrap": "agentgym.sandboxes.bubblewrap:clean",
     "docker": "agentgym.sandboxes.docker:clean",
+    "files": "agentgym.sandboxes.scratch:clean",
 }
 """Import path, by backend, of what removes what a record names: a function of the record."""
 

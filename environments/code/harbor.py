@@ -19,7 +19,6 @@ import math
 import re
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from agentgym.errors import EnvironmentFailed, MissingDependency, UsageError
 from agentgym.messages import ToolCall
 from agentgym.sandboxes import Mount, PathRefused, Sandbox, SandboxSpec
 from agentgym.sandboxes.base import MIB
+from agentgym.sandboxes.scratch import Scratch
 from agentgym.task import Task, TaskSet, of_list
 from agentgym.tools import Tool, tool
 from agentgym.tools.bash import bash_tool
@@ -111,8 +111,8 @@ class TaskFolders(CodeEnv):
         if not self._folders:
             first = next(iter(self.left_out.items()))
             raise UsageError(f"no task of {folder} can be used: {first[0]}: {first[1]}")
-        self._kept: Path | None = None
-        self._around: Path | None = None
+        self._kept: Scratch | None = None
+        self._around: Scratch | None = None
 
     # The environment contract ---------------------------------------------------------------
 
@@ -218,9 +218,9 @@ class TaskFolders(CodeEnv):
         if not task.needs_image:
             # The root cannot be written: the places that a task expects there are laid over it.
             assert self._around is not None
-            mounts.append(Mount(self._around / "logs", "/logs"))
+            mounts.append(Mount(self._around.path / "logs", "/logs"))
             if judging:
-                mounts.append(Mount(self._around / "tests", "/tests"))
+                mounts.append(Mount(self._around.path / "tests", "/tests"))
         env = {**task.env, **(task.judging_env if judging else {})}
         return SandboxSpec(
             image=self._name(task),
@@ -259,13 +259,13 @@ class TaskFolders(CodeEnv):
         """Copies of what is judged on this machine, by path; or why there are none."""
         paths = self._paths(self._folders[self.task.id])
         self._forget_kept()
-        self._kept = Path(tempfile.mkdtemp(prefix="agentgym-tasks-"))
+        self._kept = await asyncio.to_thread(Scratch, "TaskFolders artifact")
         taken: dict[str, Path | None] = {}
         for number, path in enumerate(paths):
             taken[path] = None
             if (await self.sandbox.exec(["test", "-e", path])).return_code == 1:
                 continue
-            taken[path] = place = self._kept / str(number)
+            taken[path] = place = self._kept.path / str(number)
             try:
                 await self.sandbox.download(
                     path, place, max_bytes=MOST_BYTES // len(paths), max_files=MOST_FILES // len(paths)
@@ -276,7 +276,8 @@ class TaskFolders(CodeEnv):
 
     async def _verdict(self, sandbox: Sandbox, task: TaskFolder) -> Score:
         if task.needs_image:
-            await sandbox.upload(_at(self._around) / "tests", "/tests")
+            assert self._around is not None
+            await sandbox.upload(self._around.path / "tests", "/tests")
         ran = await sandbox.exec(["bash", f"/tests/{task.script}"], seconds=task.seconds, limit=4 * MIB)
         if ran.ended or ran.timed_out:
             return _score(0.0, f"its tests did not end: {ran.ended or f'{task.seconds:g} s were over'}")
@@ -296,13 +297,13 @@ class TaskFolders(CodeEnv):
 
     def _forget_kept(self) -> None:
         if self._kept is not None:
-            shutil.rmtree(self._kept, ignore_errors=True)
+            self._kept.close()
             self._kept = None
 
     def _forget(self) -> None:
         self._forget_kept()
         if self._around is not None:
-            shutil.rmtree(self._around, ignore_errors=True)
+            self._around.close()
             self._around = None
 
 
@@ -337,10 +338,10 @@ def read_summary(output: str) -> tuple[int, int]:
     return results.count("PASSED"), len(results)
 
 
-def _surroundings(task: TaskFolder) -> Path:
+def _surroundings(task: TaskFolder) -> Scratch:
     """A folder with the tests as ``tests``, and ``logs`` with links to where logs can be written."""
-    made = Path(tempfile.mkdtemp(prefix="agentgym-tests-"))
-    made.chmod(0o755)
+    scratch = Scratch("TaskFolders tests", mode=0o755)
+    made = scratch.path
     if task.tests.is_dir():
         shutil.copytree(task.tests, made / "tests", symlinks=True)
     else:
@@ -353,7 +354,7 @@ def _surroundings(task: TaskFolder) -> Path:
     (made / "logs").mkdir(mode=0o755)
     for name in _LOGS:
         (made / "logs" / name).symlink_to(f"/tmp/logs/{name}")
-    return made
+    return scratch
 
 
 async def _put(sandbox: Sandbox, source: Path | None, path: str, workdir: str) -> str:
@@ -432,11 +433,6 @@ def _context_hash(context: Path) -> str:
 
 def _below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
-
-
-def _at(place: Path | None) -> Path:
-    assert place is not None
-    return place
 
 
 def _score(reward: float, why: str, **more: Any) -> Score:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from agentgym.errors import EnvironmentFailed, UsageError
 from agentgym.messages import ToolCall
 from agentgym.sandboxes import PathRefused, Sandbox
 from agentgym.sandboxes.base import MIB
+from agentgym.sandboxes.scratch import Scratch
 from agentgym.task import Task, TaskSet
 from agentgym.tools import Tool, tool
 from agentgym.tools.bash import bash_tool
@@ -96,7 +95,7 @@ class Terminal(CodeEnv):
         if not self._names:
             raise UsageError("no shell task is left", hint="give other categories, or less in without")
         self._edit = edit
-        self._left: Path | None = None
+        self._left: Scratch | None = None
 
     # The environment contract ---------------------------------------------------------------
 
@@ -165,8 +164,8 @@ class Terminal(CodeEnv):
     async def _take(self) -> Path | str:
         """A copy of the policy's folder on this machine, or why there is none."""
         self._forget()
-        self._left = Path(tempfile.mkdtemp(prefix="agentgym-terminal-"))
-        folder = self._left / "after"
+        self._left = await asyncio.to_thread(Scratch, "Terminal artifact")
+        folder = self._left.path / "after"
         try:
             await self.sandbox.download(".", folder, max_bytes=MOST_BYTES, max_files=MOST_FILES)
         except PathRefused as refused:
@@ -197,7 +196,7 @@ class Terminal(CodeEnv):
 
     def _forget(self) -> None:
         if self._left is not None:
-            shutil.rmtree(self._left, ignore_errors=True)
+            self._left.close()
             self._left = None
 
 
