@@ -174,8 +174,10 @@ def _instance(
         )
         ours = record.get("agentgym")
         if ours is not None:
-            if not re.fullmatch(r"[\w.-]+", id):
-                raise ValueError(f"{id!r} cannot name a folder")
+            for name in (id, *ours["libraries"]):
+                # They are folders of this machine, whose files a policy will see.
+                if not re.fullmatch(r"\w[\w.+-]*", name):
+                    raise ValueError(f"{name!r} cannot name a folder")
             return replace(
                 made,
                 folder=source.parent / "repositories" / id,

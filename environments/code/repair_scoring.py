@@ -33,7 +33,7 @@ from agentgym.environments.code.repair_measure import (
 from agentgym.errors import EnvironmentFailed
 from agentgym.sandboxes.base import MIB, ExecResult, Sandbox, SandboxEnded, SandboxSpec
 
-MAX_PATCH = 4 * MIB
+MAX_PATCH = MIB
 """Most bytes of a patch; one that is larger is not taken."""
 
 _GIT = {

@@ -154,7 +154,9 @@ def test_records_of_swe_bench_and_swe_gym_are_read(tmp_path: Path) -> None:
         ({"FAIL_TO_PASS": {"a": 1}}, "no instance"),
         ({"FAIL_TO_PASS": ["test_b (a.tests.B)"]}, "not named as pytest names them"),
         ({"agentgym": {}}, "no instance"),
-        ({"agentgym": {}, "instance_id": "../../etc"}, "cannot name a folder"),
+        ({"agentgym": {"libraries": []}, "instance_id": "../../etc"}, "cannot name a folder"),
+        ({"agentgym": {"libraries": []}, "instance_id": ".."}, "cannot name a folder"),
+        ({"agentgym": {"libraries": ["../../.ssh"]}}, "cannot name a folder"),
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path: Path, change: dict[str, Any], said: str | None) -> None:
@@ -308,7 +310,7 @@ END""",
     ),
     "a link in place of the source": ("ln -sf /opt texttable.py", STILL),
     "names that are no text": (r"""touch "$(printf 'a\377.py')" """, "names that are no text"),
-    "a patch without an end": ("head -c 9000000 /dev/urandom | base64 > big.txt", "larger than 4 MiB"),
+    "a patch without an end": ("head -c 9000000 /dev/urandom | base64 > big.txt", "larger than 1 MiB"),
     "git writes another patch": (
         "git config diff.external /bin/true; git config core.fsmonitor false; "
         "echo '*.py diff=x' > .gitattributes; git config diff.x.textconv 'echo'; echo > texttable.py",
@@ -506,3 +508,16 @@ def test_a_recipe_is_made_of_two_releases(repair_data: Callable[..., Path]) -> N
     assert made == known.model_copy(update={"statement": "", "licence": made.licence})
     with pytest.raises(UsageError, match="changes no tests"):
         asyncio.run(draft("1.7.1", "1.7.1"))
+
+
+@pytest.mark.bubblewrap
+def test_the_command_takes_the_archives_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from agentgym.cli.data import command
+
+    monkeypatch.setenv("AGENTGYM_DATA", str(tmp_path / "data"))
+    (tmp_path / "archives").mkdir()
+    told = CliRunner().invoke(command, ["build", "repair", "--from", str(tmp_path / "archives")])
+    assert isinstance(told.exception, DataUnavailable) and "is not in" in str(told.exception)
+    assert not (tmp_path / "data" / "repair").exists()
