@@ -10,7 +10,6 @@ index's page (PEP 503).
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import stat
@@ -236,4 +235,4 @@ def _index_url() -> str:
     for key in ("download", "install", "global"):
         if match := re.search(rf"^{key}\.index-url='(.*)'$", listed, re.M):
             return match[1]
-    return str(importlib.import_module("pip._internal.models.index").PyPI.simple_url)
+    return "https://pypi.org/simple"
