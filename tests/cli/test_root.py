@@ -150,7 +150,9 @@ def test_a_plugged_in_command_is_listed_and_run(agentgym: Run, declare: Run) -> 
         click.echo("hello")
 
     declare(command)
-    assert f"extra   (plug-in {__name__}:extra)" in agentgym("--help").out
+    assert ["extra", "(plug-in", f"{__name__}:extra)"] in [
+        line.split() for line in agentgym("--help").out.splitlines()
+    ]
     assert agentgym("extra").out == "hello\n"
 
 
