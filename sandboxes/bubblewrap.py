@@ -154,6 +154,9 @@ class BubblewrapBackend(Backend):
     def _open(self) -> Launching:
         if self._launcher is not None and not self._launcher.gone:
             return self._launcher
+        if self._launcher is not None:
+            self._launcher.close()
+            self._launcher = None
         self._guests.clear()
         records.watch(os.getpid())
         try:

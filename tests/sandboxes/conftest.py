@@ -1,0 +1,39 @@
+"""Nothing of what these tests start is left when they have ended."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentgym.sandboxes import records
+from agentgym.sandboxes.records import start_of
+
+
+def groups() -> set[str]:
+    """Control groups of sandboxes whose owner is this process, or is gone."""
+    found = set()
+    for folder in Path("/sys/fs/cgroup").glob("**/agentgym/*"):
+        _, pid, started, *_ = [*folder.name.split("."), "", ""]
+        if pid.isdigit() and (int(pid) == os.getpid() or str(start_of(int(pid))) != started):
+            found.add(str(folder))
+    return found
+
+
+def recorded() -> set[str]:
+    """Sandboxes on record whose owner is this process, or is gone."""
+    return {record.id for record in records.listed() if record.pid == os.getpid() or record.orphaned}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Records and control groups, once every other fixture is down."""
+    before = groups() | recorded()
+    yield
+    until = time.monotonic() + 60
+    while left := (groups() | recorded()) - before:
+        assert time.monotonic() < until, f"the tests of sandboxes left {sorted(left)}"
+        time.sleep(0.2)
