@@ -167,12 +167,24 @@ class CodeEnv(Env[str]):
     @asynccontextmanager
     async def fresh_sandbox(self, spec: SandboxSpec | None = None) -> AsyncIterator[Sandbox]:
         """A sandbox that the policy never entered, closed at the end."""
-        made = await self._start_sandbox(spec or SandboxSpec(), "scoring")
-        try:
+        async with self.fresh_sandboxes(spec or SandboxSpec()) as (made,):
             yield made
+
+    @asynccontextmanager
+    async def fresh_sandboxes(self, *specs: SandboxSpec) -> AsyncIterator[list[Sandbox]]:
+        """Several of them, which start at the same time and end at the same time."""
+        made: dict[int, Sandbox] = {}
+
+        async def start(place: int, spec: SandboxSpec) -> None:
+            made[place] = await self._start_sandbox(spec, "scoring")
+
+        try:
+            await asyncio.gather(*(start(place, spec) for place, spec in enumerate(specs)))
+            yield [made[place] for place in range(len(specs))]
         finally:
-            await made.close()
-            self._open.remove(made)
+            await asyncio.gather(*(sandbox.close() for sandbox in made.values()))
+            for sandbox in made.values():
+                self._open.remove(sandbox)
 
     # The environment contract ---------------------------------------------------------------
 

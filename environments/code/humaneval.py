@@ -6,10 +6,8 @@ Invariant: hidden tests decide, and they run where the code cannot reach them
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,10 +133,7 @@ class HumanEval(CodeEnv):
             return _score(False, "test", 0)
         # Tests call what the prompt defines, and one (33) the function itself: there that is the solution.
         tests = f"{task.instruction}{task.private['solution']}\n{task.private['tests']}"
-        async with AsyncExitStack() as stack:
-            judge, candidate = await asyncio.gather(
-                *(stack.enter_async_context(self.fresh_sandbox(_SPEC)) for _ in range(2))
-            )
+        async with self.fresh_sandboxes(_SPEC, _SPEC) as (judge, candidate):
             verdict = await relay(
                 judge,
                 candidate,
