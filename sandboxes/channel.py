@@ -105,6 +105,10 @@ class Channel:
         body = marshal.dumps((name, call.number, *arguments), 2)
         self._write(len(body).to_bytes(4, "big") + body)
 
+    def send(self, data: bytes) -> None:
+        """Send what is no request but has to come before the first; raises as :meth:`call`."""
+        self._write(data)
+
     def forget(self, call: Call) -> None:
         """Drop whatever else is said of a call."""
         if self._calls.pop(call.number, None) is not None:

@@ -40,6 +40,7 @@ from agentgym.sandboxes.base import (
     SandboxSpec,
     Snapshot,
 )
+from agentgym.sandboxes.channel import ChannelClosed
 from agentgym.sandboxes.daemon import Daemon, Engine, Missing, Refused, Unwrap, discard, place
 from agentgym.sandboxes.images import build
 from agentgym.sandboxes.served import End, ServedSandbox
@@ -281,6 +282,8 @@ class DockerSandbox(ServedSandbox):
                     hint="a sandbox's image needs one on its path: add it, or take another image",
                 ) from error
             raise
+        with contextlib.suppress(ChannelClosed):
+            self._speaking.send(_GUEST)
         await self._greeted(START_SECONDS)
         if files is not None:
             await self._unpack(files)
@@ -296,7 +299,7 @@ class DockerSandbox(ServedSandbox):
             hostname="sandbox",
             user=f"{home.uid}:{home.gid}",
             stdin_open=True,
-            entrypoint=[*_PYTHON, Path(guest.__file__).read_text(encoding="utf-8")],
+            entrypoint=[*_PYTHON, _BOOT],
             labels={
                 f"{_LABEL}.id": self.id,
                 f"{_LABEL}.owner": f"{owner.pid}:{owner.started}",
@@ -322,7 +325,7 @@ class DockerSandbox(ServedSandbox):
         profile = (
             str(build.PROFILE) if home.engine.podman else json.dumps(json.loads(build.PROFILE.read_text()))
         )
-        ulimits = [("nofile", OPEN_FILES), ("core", 0)]
+        ulimits = [("nofile", OPEN_FILES), ("core", 0), ("fsize", spec.disk)]
         if home.engine.podman:
             # Its default is more than a machine may allow, and then nothing starts.
             ulimits.append(("nproc", 8192))
@@ -532,6 +535,9 @@ class DockerSandbox(ServedSandbox):
         return {**super()._variables(), **self._image_env, "HOME": "/tmp", "TMPDIR": "/tmp"}
 
 
+_GUEST = Path(guest.__file__).read_bytes()
+# The worker itself comes first on its input: a command line is for everybody inside to read.
+_BOOT = f"import os\ns=b''\nwhile len(s)<{len(_GUEST)}:s+=os.read(0,{len(_GUEST)}-len(s))\nexec(s)"
 _SOURCE = Path(filetree.__file__).read_text(encoding="utf-8")
 
 
