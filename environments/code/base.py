@@ -277,7 +277,9 @@ class CodeEnv(Env[str]):
         return f"The tools are {', '.join(tool.name for tool in self._toolbox)}."
 
     def _spec_of(self, spec: SandboxSpec) -> SandboxSpec:
-        whole = {name: value if name == "cpus" else int(value) for name, value in self._limits.items()}
+        whole: dict[str, Any] = {
+            name: value if name == "cpus" else int(value) for name, value in self._limits.items()
+        }
         return replace(spec, **whole)
 
     async def _start_sandbox(self, spec: SandboxSpec, what: str) -> Sandbox:

@@ -130,8 +130,8 @@ def examples(prompt: str, function: str) -> Iterator[Example]:
     for called in re.finditer(rf"\b{re.escape(function)}\(", told):
         end = _closed(told, called.start())
         arrow = _ARROW.match(told, end) if end else None
-        if arrow is not None and (want := _value(told[arrow.end() :])) is not None:
-            yield Example(" ".join(told[called.start() : end].split("\n")), want)
+        if arrow is not None and (value := _value(told[arrow.end() :])) is not None:
+            yield Example(" ".join(told[called.start() : end].split("\n")), value)
 
 
 def _closed(text: str, start: int) -> int:
