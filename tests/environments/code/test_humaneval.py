@@ -18,6 +18,7 @@ from agentgym.evaluation.run import EvaluationConfig, evaluate
 from agentgym.messages import ToolCall
 from agentgym.policies import PolicyContext, make_policy
 from agentgym.registry import base
+from agentgym.rollout.engine import RolloutConfig
 from agentgym.wrappers.stack import EnvConfig
 
 TRICKY = ("HumanEval/32", "HumanEval/33", "HumanEval/38", "HumanEval/50")
@@ -170,14 +171,14 @@ def test_data_that_are_missing_or_damaged_are_said(tmp_path: Path, monkeypatch: 
         HumanEval(test_seconds=0)
 
 
-@pytest.mark.bubblewrap
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "worth"), [("oracle", 1.0), ("nop", 0.0)])
 def test_every_problem_is_solved_by_its_solution_and_by_nothing_less(
-    name: str, worth: float, folder: Path
+    name: str, worth: float, folder: Path, isolated: Mapping[str, Any]
 ) -> None:
-    id = "agentgym/HumanEval-v0"
-    report = evaluate(EnvConfig(id), make_policy(name, PolicyContext(id)), EvaluationConfig(episodes=164))
+    env = EnvConfig("agentgym/HumanEval-v0", dict(isolated))
+    policy = make_policy(name, PolicyContext(env.id, dict(env.kwargs)))
+    report = evaluate(env, policy, EvaluationConfig(episodes=164, rollout=RolloutConfig(concurrency=4)))
     assert report.success is not None
     assert (report.tasks, report.success.mean, report.reward) == (164, worth, worth)
 
