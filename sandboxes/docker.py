@@ -268,7 +268,16 @@ class DockerSandbox(ServedSandbox):
             self._record = records.Record.new(self.id, self.backend, self._owner, parts)
             await asyncio.to_thread(records.add, self._record)
         self._since, self._unsure = time.time(), True
-        await daemon.call(lambda client: self._create(client, image))
+        try:
+            await daemon.call(lambda client: self._create(client, image))
+        except Refused as error:
+            self._unsure = False
+            if home.runtime is not None and "runtime" in error.message:
+                raise UsageError(
+                    f"the container daemon has no runtime {home.runtime!r}",
+                    hint="add it to the daemon's configuration (runtimes), or leave runtime out",
+                ) from error
+            raise
         self._unsure = False
         self._unwrap = Unwrap()
         stream = await daemon.call(lambda _: daemon.attach(self._container))

@@ -296,8 +296,8 @@ class Line:
                 self._events[number](head, blob)
             except Exception as error:
                 # The caller's own: it is raised there, and the connection goes on.
-                if not (future := self._waiting[number]).done():
-                    future.set_exception(error)
+                if not self._waiting[number].done():
+                    self._waiting[number].set_exception(error)
         elif (future := self._waiting.get(int(number or 0))) is not None and not future.done():
             future.set_result((head, blob))
 

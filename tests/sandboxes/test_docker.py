@@ -381,6 +381,18 @@ def test_an_image_without_python_says_so(client: Any) -> None:
     assert not ours(client)
 
 
+@pytest.mark.docker
+def test_a_runtime_is_the_daemon_s() -> None:
+    async def body(box: Any) -> Any:
+        return await asyncio.to_thread(
+            box._home.daemon.do, lambda c: c.inspect_container(box._container)["HostConfig"]["Runtime"]
+        )
+
+    assert play(body, runtime="runc") == "runc"
+    with pytest.raises(UsageError, match="no runtime 'runsc-of-nobody'"):
+        play(body, runtime="runsc-of-nobody")
+
+
 # What is left ----------------------------------------------------------------------------------
 
 
