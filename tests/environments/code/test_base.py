@@ -14,7 +14,7 @@ from agentgym.environments.code import backends
 from agentgym.environments.code.base import CALLS, CodeEnv, Score
 from agentgym.errors import SandboxFailed, UnknownName, UsageError
 from agentgym.messages import ToolCall
-from agentgym.sandboxes import SandboxEnded
+from agentgym.sandboxes import SandboxEnded, SandboxSpec, records
 from agentgym.sandboxes.process import ProcessBackend
 from agentgym.task import Task, TaskSet, of_list
 from agentgym.tools import Tool, ToolError, tool
@@ -221,6 +221,28 @@ def test_environments_of_one_loop_share_a_backend_and_the_last_one_closes_it(
         assert not backends._shared[asyncio.get_running_loop()]
 
     asyncio.run(play())
+
+
+def test_fresh_sandboxes_start_together_and_leave_nothing(
+    env: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    async def scoring(task: Task, artifact: bytes) -> Score:
+        async with env.fresh_sandboxes(SandboxSpec(), SandboxSpec(workdir="/other")) as (one, other):
+            assert one.spec.workdir == "/work" and other.spec.workdir == "/other"
+            seen.extend([one.id, other.id])
+            assert set(seen) <= {record.id for record in records.listed()}
+            raise SandboxEnded("on purpose")
+
+    monkeypatch.setattr(env, "scoring", scoring)
+    env.reset(seed=0)
+    mine = env.sandbox.id
+    env.step(call("sh", command="echo 42 > answer"))
+    _, reward, terminated, _, info = env.step(call("submit"))
+    assert (reward, terminated, info["ended"]) == (0.0, True, "on purpose")
+    assert len({mine, *seen}) == 3
+    assert not {mine, *seen} & {record.id for record in records.listed()}
 
 
 def test_an_environment_may_move_to_another_loop(env: Counting) -> None:
