@@ -135,6 +135,7 @@ register(
     "agentgym.environments.code.humaneval:HumanEval",
     extra="code",
     summary="write a function, run its visible examples in a sandbox, submit it to hidden tests",
+    episodes=164,
 )
 
 register(
