@@ -194,7 +194,6 @@ async def run_tests(
     *,
     path: Sequence[str],
     tests: Sequence[str],
-    options: Sequence[str] = (),
     seconds: float = SECONDS,
     python: str = PYTHON,
     site: bool = False,
@@ -205,7 +204,6 @@ async def run_tests(
         sandbox: Where.
         path: Folders of modules, inside.
         tests: Folders and files of tests, relative to the repository.
-        options: Further options of pytest.
         seconds: Deadline.
         python: The interpreter.
         site: Whether its installed packages are seen; then the repository's modules come first.
@@ -219,7 +217,6 @@ async def run_tests(
         "root": WORK,
         "path": list(path),
         "tests": list(tests),
-        "options": list(options),
         "site": site,
         "seconds": seconds,
     }

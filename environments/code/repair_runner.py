@@ -9,8 +9,7 @@ AgentGym. A parent, which runs nothing of the repository, starts the tests in a 
 from a pipe. At the end it writes one line on its standard output: the nonce that it was given, and JSON.
 
 Standard input is JSON: ``nonce``, ``root`` (the repository), ``path`` (folders of modules, in order),
-``tests`` (files and folders under the root), ``options`` (further ones of pytest), ``site`` (whether
-installed packages are seen), ``seconds``.
+``tests`` (files and folders under the root), ``site`` (whether installed packages are seen), ``seconds``.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def child(task: dict[str, Any]) -> int:
 
     reporter = Reporter(task.pop("descriptor"), task.pop("token"))
     options = ["-p", "no:cacheprovider", "-c", task["configuration"], "--rootdir", task["root"], "-q"]
-    options += ["--tb=line", "--continue-on-collection-errors", *task["options"], *task["tests"]]
+    options += ["--tb=line", "--continue-on-collection-errors", *task["tests"]]
     # The status is told with the rest: that of the process says nothing, as anything inside can set it.
     code = int(pytest.main(options, plugins=[reporter]))
     reporter.tell("end", "", code)
