@@ -6,6 +6,7 @@ a finding too. No heavy package is imported to learn whether it is there.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import locale
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from agentgym import paths
-from agentgym.errors import StorageFailed
+from agentgym.errors import AgentGymError, StorageFailed
 
 DISTRIBUTION = "agentgym-llm"
 SECONDS = 5.0
@@ -203,15 +204,23 @@ def java() -> Iterator[Finding]:
 
 
 def bubblewrap() -> Iterator[Finding]:
-    """Bubblewrap, and whether the kernel lets it make a sandbox."""
-    finding = _program("bubblewrap", ["bwrap", "--version"], "bubblewrap", "sandboxes without containers")
-    if finding.state == "ok":
-        code, output = _run(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"])
-        if code != 0:
-            detail = f"{finding.detail}, but the kernel refuses: {(output.splitlines() or ['?'])[0]}"
-            fix = f"{_sudo()}sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-            finding = Finding("bubblewrap", "missing", detail, fix)
-    yield finding
+    """Bubblewrap, and whether the kernel lets it make a sandbox: one is made."""
+    from agentgym.sandboxes import make_backend
+
+    async def tried() -> Finding:
+        async with make_backend("bubblewrap") as backend:
+            done = await backend.run(["/bin/true"], seconds=4 * SECONDS)
+            limits = ", ".join(sorted(backend.enforces))
+        if done.ok:
+            return Finding("bubblewrap", "ok", f"makes sandboxes; held: {limits}")
+        return Finding("bubblewrap", "missing", f"a sandbox does not work: {done.stderr.strip()[:200]}")
+
+    try:
+        yield asyncio.run(tried())
+    except AgentGymError as error:
+        yield Finding(
+            "bubblewrap", "missing", f"no sandboxes without containers: {error.message}", error.hint
+        )
 
 
 def chromium() -> Iterator[Finding]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,10 +15,13 @@ from agentgym.sandboxes.records import start_of
 def groups() -> set[str]:
     """Control groups of sandboxes whose owner is this process, or is gone."""
     found = set()
-    for folder in Path("/sys/fs/cgroup").glob("**/agentgym/*"):
-        _, pid, started, *_ = [*folder.name.split("."), "", ""]
-        if pid.isdigit() and (int(pid) == os.getpid() or str(start_of(int(pid))) != started):
-            found.add(str(folder))
+    # Others make and remove groups meanwhile, which this walk forgives.
+    for folder, names, _ in os.walk("/sys/fs/cgroup"):
+        if os.path.basename(folder) == "agentgym":
+            for name in names:
+                _, pid, started, *_ = [*name.split("."), "", ""]
+                if pid.isdigit() and (int(pid) == os.getpid() or str(start_of(int(pid))) != started):
+                    found.add(f"{folder}/{name}")
     return found
 
 

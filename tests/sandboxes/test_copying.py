@@ -1,4 +1,4 @@
-"""Copies of a sandbox's files: nothing outside is read or written, whatever the code inside does meanwhile."""
+"""Copies of a sandbox's files: nothing outside is read or written, whatever the code inside does."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def children(pid: int) -> dict[str, int]:
 
 
 def test_without_a_reaper_the_next_one_cleans_up(
-    user: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    user: int, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doomed = Doomed("bubblewrap", user, place / "doomed", 7)
     doomed.line()

@@ -1,13 +1,15 @@
 """What hostile code tries from inside a sandbox: one function an attack, which reports what it got.
 
-It runs by itself there, with any Python from 3.7 on: ``python3 attacks.py NAME [ARGUMENTS as JSON]``. Each line
-that it prints is a JSON value; what it claims is believed only where it admits to have failed.
+It runs by itself there, with any Python from 3.7 on: ``python3 attacks.py NAME [ARGUMENTS as JSON]``. Each
+line that it prints is a JSON value; what it claims is believed only where it admits to have failed.
 """
 
 from __future__ import annotations
 
+# ruff: noqa: SIM105, SIM115, SIM905, UP031 - it is short, and old Pythons run it too
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import mmap
@@ -36,7 +38,8 @@ NUMBERS = {
     "delete_module": (176, 106), "kexec_load": (246, 104), "reboot": (169, 142), "swapon": (167, 224),
     "quotactl": (179, 60), "syslog": (103, 116), "settimeofday": (164, 170), "clock_settime": (227, 112),
     "sethostname": (170, 161), "acct": (163, 89), "fanotify_init": (300, 262), "kcmp": (312, 272),
-    "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "memfd_create": (319, 279), "lookup_dcookie": (212, 18),
+    "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "memfd_create": (319, 279),
+    "lookup_dcookie": (212, 18),
     "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "socket": (41, 198), "ioctl": (16, 29),
     "setuid": (105, 146), "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None),
 }  # fmt: skip
@@ -347,8 +350,10 @@ def files(paths, token):
 def readonly():
     """Folders that are not this sandbox's, written to."""
     found = {}
-    for place in ("/", "/usr", "/usr/bin", "/usr/lib", "/usr/local", "/etc", "/etc/ssl", "/bin", "/lib", "/sbin",
-                  "/run", "/var", "/dev", "/proc", "/sys", "/root", "/home", "/opt", "/mnt", "/boot"):  # fmt: skip
+    for place in (
+        "/ /usr /usr/bin /usr/lib /usr/local /etc /etc/ssl /bin /lib /sbin /run /var /dev /proc /sys /root "
+        "/home /opt /mnt /boot"
+    ).split():
         found[place] = tried(open, place + "/red", "w")
     for place in ("/etc/passwd", "/etc/hosts", "/etc/ld.so.cache", "/etc/agentgym", "/usr/bin/id", "/bin/sh"):
         found[place] = tried(open, place, "r+")
@@ -368,7 +373,8 @@ def settings():
         ("/proc/sys/kernel/randomize_va_space", "0"), ("/proc/sys/fs/suid_dumpable", "2"),
         ("/proc/sys/kernel/unprivileged_bpf_disabled", "0"), ("/proc/sys/user/max_user_namespaces", "100"),
         ("/proc/sys/net/ipv4/ip_forward", "1"), ("/proc/sys/kernel/pid_max", "100"),
-        ("/proc/sys/fs/binfmt_misc/register", ":red:M::red::/tmp/red:"), ("/proc/self/oom_score_adj", "-1000"),
+        ("/proc/sys/fs/binfmt_misc/register", ":red:M::red::/tmp/red:"),
+        ("/proc/self/oom_score_adj", "-1000"),
         ("/proc/1/oom_score_adj", "-1000"), ("/proc/self/uid_map", "0 0 1"), ("/proc/1/uid_map", "0 0 1"),
         ("/proc/self/loginuid", "0"), ("/proc/irq/default_smp_affinity", "1"), ("/proc/mtrr", "base=0"),
         ("/sys/kernel/uevent_helper", "/tmp/red"), ("/sys/power/state", "mem"),
@@ -385,7 +391,8 @@ def settings():
                   "/sys/kernel/debug", "/sys/kernel/security", "/sys/firmware"):  # fmt: skip
         try:
             if os.path.isdir(place):
-                os.listdir(place)
+                if not os.listdir(place):
+                    raise OSError(errno.ENOENT, "it is empty")
             else:
                 fd = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
                 os.read(fd, 10)
@@ -399,9 +406,10 @@ def settings():
 def devices():
     """Devices, and making some."""
     found = {}
-    for name in ("mem", "kmem", "port", "kmsg", "kvm", "fuse", "loop0", "loop-control", "vda", "sda", "nvme0n1",
-                 "net/tun", "vhost-vsock", "vsock", "userfaultfd", "uinput", "autofs", "cuse", "btrfs-control",
-                 "snapshot", "hpet", "rtc0", "input/event0", "dri/card0", "nvidia0", "tty0", "console"):  # fmt: skip
+    for name in (
+        "mem kmem port kmsg kvm fuse loop0 loop-control vda sda nvme0n1 net/tun vhost-vsock vsock "
+        "userfaultfd uinput autofs cuse btrfs-control snapshot hpet rtc0 input/event0 dri/card0 nvidia0 tty0 console"
+    ).split():
         found[name] = tried(os.open, "/dev/" + name, os.O_RDWR | os.O_NONBLOCK)
     for name, device in (("mem", (1, 1)), ("vda", (254, 0)), ("kmsg", (1, 11)), ("kvm", (10, 232))):
         place = "/tmp/node-" + name
@@ -847,8 +855,10 @@ def tree(kind):
     os.makedirs("/work/tree", exist_ok=True)
     os.chdir("/work/tree")
     if kind == "links":
-        for name, target in (("root", "/"), ("shadow", "/etc/shadow"), ("up", "../../../../etc/passwd"), ("here", "."),
-                             ("behind", "here/../../secret"), ("dangling", "nowhere"), ("itself", "itself")):  # fmt: skip
+        for name, target in (
+            ("root", "/"), ("shadow", "/etc/shadow"), ("up", "../../../../etc/passwd"), ("here", "."),
+            ("behind", "here/../../secret"), ("dangling", "nowhere"), ("itself", "itself"),
+        ):  # fmt: skip
             os.symlink(target, name)
         open("secret", "w").write("inside")
     elif kind == "special":

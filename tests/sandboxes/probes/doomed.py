@@ -1,6 +1,7 @@
-"""A process that uses sandboxes in every way until it is killed: ``python doomed.py BACKEND USER FOLDER SEED``.
+"""A process that uses sandboxes in every way until it is killed.
 
-It prints a line with its number once it runs, and one once its first sandbox does.
+``python doomed.py BACKEND USER FOLDER SEED`` prints a line with its number once it runs, and
+one once its first sandbox does.
 """
 
 from __future__ import annotations
