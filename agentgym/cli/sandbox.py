@@ -57,7 +57,8 @@ def ps(as_json: bool) -> None:
 
 
 @command.command("gc")
-def gc() -> None:
+@click.option("--forget", is_flag=True, help="Forget what cannot be removed, as where its daemon is no more.")
+def gc(forget: bool) -> None:
     """Remove what is left of sandboxes whose process is gone."""
     from agentgym.sandboxes import records
 
@@ -65,10 +66,18 @@ def gc() -> None:
     for record in done:
         click.echo(record.id)
     messages().print(f"removed {len(done)}")
-    if left := [record for record in records.listed() if record.orphaned]:
+    left = [record for record in records.listed() if record.orphaned]
+    names = ", ".join(record.id for record in left[:5])
+    if forget:
+        for record in left:
+            records.remove(record)
+        if left:
+            messages().print(f"forgot {names}{', …' if len(left) > 5 else ''}")
+    elif left:
         raise AgentGymError(
-            f"{len(left)} could not be removed: {', '.join(record.id for record in left[:5])}",
-            hint="see that the container daemon of each answers (DOCKER_HOST), then run this again",
+            f"{len(left)} could not be removed: {names}",
+            hint="see that the container daemon of each answers (DOCKER_HOST), then run this again; where it "
+            "is no more, --forget",
         )
 
 

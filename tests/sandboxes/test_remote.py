@@ -393,3 +393,6 @@ asyncio.run(main())
     with agentgym("gc", env=env) as seen:
         assert "1 could not be removed: docker-0" in seen.communicate()[1] and seen.returncode == 1
     assert place.exists()
+    with agentgym("gc", "--forget", env=env) as seen:
+        assert "forgot docker-0" in seen.communicate()[1] and not seen.returncode
+    assert not place.exists()
