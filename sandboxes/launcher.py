@@ -121,8 +121,8 @@ class Launcher:
         for _, _, content in ancillary:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
         if data == b"@":  # too long for a packet
-            with os.fdopen(fds.pop(0), "rb") as content:
-                data = content.read()
+            with os.fdopen(fds.pop(0), "rb") as whole:
+                data = whole.read()
         request = json.loads(data)
         try:
             told = getattr(self, "do_" + request.pop("do"))(fds=list(fds), **request)

@@ -121,3 +121,8 @@ def test_the_sandbox_holds(target: tuple[str, str, Battery], name: str) -> None:
 
 def test_there_are_enough_probes() -> None:
     assert len(PROBES) >= 80
+
+
+def test_the_page_lists_every_probe() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "sandboxes.md").read_text(encoding="utf-8")
+    assert [name for name in PROBES if f"`{name}`" not in page] == []

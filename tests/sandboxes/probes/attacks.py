@@ -408,7 +408,7 @@ def devices():
     found = {}
     for name in (
         "mem kmem port kmsg kvm fuse loop0 loop-control vda sda nvme0n1 net/tun vhost-vsock vsock "
-        "userfaultfd uinput autofs cuse btrfs-control snapshot hpet rtc0 input/event0 dri/card0 nvidia0 tty0 console"
+        "userfaultfd uinput autofs cuse snapshot hpet rtc0 input/event0 dri/card0 nvidia0 tty0 console"
     ).split():
         found[name] = tried(os.open, "/dev/" + name, os.O_RDWR | os.O_NONBLOCK)
     for name, device in (("mem", (1, 1)), ("vda", (254, 0)), ("kmsg", (1, 11)), ("kvm", (10, 232))):
