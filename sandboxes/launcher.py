@@ -476,6 +476,13 @@ def confine(uid: int) -> None:
     ):
         with open("/proc/self/" + name, "w") as place:
             place.write(text)
+    # What a user may watch of file systems is counted for all its namespaces together: half is left to it.
+    for name in ("instances", "watches"):
+        with contextlib.suppress(OSError, ValueError):
+            with open(f"/proc/sys/fs/inotify/max_user_{name}") as place:
+                most = int(place.read())
+            with open(f"/proc/sys/user/max_inotify_{name}", "w") as place:
+                place.write(str(most // 2))
     mount("none", "/", "none", MS_PRIVATE | MS_REC, "")
     mount("tmpfs", PLACE, "tmpfs", MS_NOSUID | MS_NODEV, "size=67108864,mode=0755")
 

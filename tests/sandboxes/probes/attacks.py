@@ -844,6 +844,16 @@ def limits():
 
 
 @attack
+def watches():
+    """Watchers of file systems without end; says how many, and keeps them."""
+    made = 0
+    while libc.inotify_init1(0) >= 0:
+        made += 1
+    print(json.dumps({"made": made}), flush=True)
+    time.sleep(20)
+
+
+@attack
 def namespaces():
     """Namespaces that this process is in, as the host numbers them."""
     return {name: os.readlink("/proc/self/ns/" + name) for name in os.listdir("/proc/self/ns")}

@@ -620,6 +620,24 @@ async def processor_time(lab: Lab) -> str:
 
 
 @probe
+async def file_watches(lab: Lab) -> str:
+    """Watchers of file systems are counted for a user and all its sandboxes: the user has some left."""
+    async with lab.fresh() as one, lab.fresh() as other:
+        made = 0
+        for sandbox in (one, other):
+            process = await sandbox.open(command("watches"))
+            told = await process.read(20)
+            made += json.loads(told[1])["made"] if told else 0
+        libc = ctypes.CDLL(None, use_errno=True)
+        mine = [libc.inotify_init1(0o2000000) for _ in range(10)]
+        for fd in mine:
+            if fd >= 0:
+                os.close(fd)
+        must(min(mine) >= 0, f"{made} watchers inside, and none is left")
+    return f"{made} inside two, and some are left"
+
+
+@probe
 async def disk_bytes(lab: Lab) -> str:
     async with lab.fresh() as sandbox:
         told = await lab.told("disk", 400, sandbox=sandbox, seconds=60)
