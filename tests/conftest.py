@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +21,7 @@ import pytest
 from filelock import FileLock
 
 from agentgym import datasets, paths
-from agentgym.errors import AgentGymError, DataUnavailable
+from agentgym.errors import AgentGymError, DataUnavailable, MissingDependency
 
 CHATML = (
     "{% for message in messages %}"
@@ -200,6 +203,42 @@ def shared_data(data_path: None) -> Callable[[str], Path]:
         return SHARED / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def repair_data() -> Callable[..., Path]:
+    """Builds instances of Repair, of the recipes named or of all; skips where they cannot be had.
+
+    The folder is called ``repair``, and is kept in the cache for as long as the recipes stay as they are.
+    """
+    from agentgym.environments.code import repair_build
+    from agentgym.environments.code.repair_archives import Index
+    from agentgym.environments.code.repair_recipes import FILE, Recipes, recipes
+    from agentgym.sandboxes import make_backend
+
+    def build(*ids: str) -> Path:
+        known = recipes()
+        chosen = tuple(recipe for recipe in known.recipes if not ids or recipe.id in ids)
+        key = hashlib.sha256(FILE.read_bytes() + repr(ids).encode()).hexdigest()[:16]
+        place = paths.cache_dir("test-repair", key) / "repair"
+        with FileLock(place.parent / "lock"):
+            if place.is_dir():
+                return place
+            made = Path(tempfile.mkdtemp(dir=place.parent))
+
+            async def run() -> None:
+                async with make_backend("bubblewrap") as backend:
+                    parts = Recipes(libraries=known.libraries, recipes=chosen)
+                    assert await repair_build.build(made, backend, Index(), chosen=parts) == {}
+
+            try:
+                asyncio.run(run())
+            except (DataUnavailable, MissingDependency) as error:
+                pytest.skip(f"instances of Repair cannot be built here: {error.message}")
+            made.rename(place)
+        return place
+
+    return build
 
 
 _THINKING = (
