@@ -413,7 +413,7 @@ def copy_folder(reading: int, writing: int, path: str, depth: int, copied: Copie
                 copied.names[key] = inside
                 made = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAUTIOUS, 0o600, dir_fd=writing)
                 try:
-                    copy_content(opened, made, found.st_size)
+                    copy_content(opened, made, found)
                     os.fchmod(made, mode)
                 finally:
                     os.close(made)
@@ -421,9 +421,13 @@ def copy_folder(reading: int, writing: int, path: str, depth: int, copied: Copie
             os.close(opened)
 
 
-def copy_content(reading: int, writing: int, size: int) -> None:
-    """Copy the first ``size`` bytes of a file into an empty one, without its holes."""
-    at = 0
+def copy_content(reading: int, writing: int, found: os.stat_result) -> None:
+    """Copy what was found of a file into an empty one, without its holes."""
+    size, at = found.st_size, 0
+    if found.st_blocks * 512 >= size:  # it has none
+        while at < size and (done := os.sendfile(writing, reading, None, size - at)):
+            at += done
+        return
     while at < size:
         try:
             at = os.lseek(reading, at, os.SEEK_DATA)
