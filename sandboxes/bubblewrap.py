@@ -43,6 +43,7 @@ from agentgym.sandboxes.served import End, ServedSandbox
 
 START_SECONDS = 30.0
 VERDICT_SECONDS = 5.0
+LEFT_SECONDS = 20.0
 LONGEST_WORD = (1 << 17) - 1
 LONGEST_COMMAND = 1 << 20
 """What the kernel takes of a command: the longest word, and (less than it may) all of them."""
@@ -77,6 +78,7 @@ class BubblewrapBackend(Backend):
         self._guests: dict[str, str] = {}
         self._sandboxes: set[BubblewrapSandbox] = set()
         self._closed = False
+        self._left: list[str] = []
         # Whether control groups count; decided once, and from then on nothing starts without them.
         self.grouped = False
         self.enforces = frozenset({"memory", "pids", "disk", "inodes", "network"})
@@ -113,6 +115,8 @@ class BubblewrapBackend(Backend):
         await asyncio.gather(*(sandbox.close() for sandbox in list(self._sandboxes)), return_exceptions=True)
         if self._launcher is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._launcher.close)
+        if self._left:
+            await asyncio.to_thread(cgroups.remove, self._left, LEFT_SECONDS)
         self._thread.shutdown(wait=False)
 
     # Its parts ------------------------------------------------------------------------------
@@ -346,8 +350,12 @@ class BubblewrapBackend(Backend):
         """Remove what a sandbox that ended leaves."""
         with contextlib.suppress(SandboxFailed):
             await self.ask("drop", place=place)
-        if groups is not None:
-            await asyncio.to_thread(groups.remove)
+        await self.part(groups)
+
+    async def part(self, groups: cgroups.Groups | None) -> None:
+        """Remove control groups, or see later to those that dead processes hold until they are buried."""
+        if groups is not None and not await asyncio.to_thread(groups.remove):
+            self._left += groups.places
 
 
 class BubblewrapSandbox(ServedSandbox):
@@ -478,9 +486,8 @@ class BubblewrapSandbox(ServedSandbox):
         if self._stderr >= 0:
             os.close(self._stderr)
             self._stderr = -1
-        if self._groups is not None:
-            await asyncio.to_thread(self._groups.remove)
-            self._groups = None
+        groups, self._groups = self._groups, None
+        await self._home.part(groups)
 
 
 class _Output:

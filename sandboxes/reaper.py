@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from agentgym.errors import SandboxFailed
-from agentgym.sandboxes import records
+from agentgym.sandboxes import cgroups, records
 
 _CODE = """
 import os, select, signal, sys
@@ -76,4 +76,8 @@ def interpreter() -> str:
 def main() -> None:
     """Clean up after the process that the command line names."""
     pid, started = int(sys.argv[1]), int(sys.argv[2])
+    cache = os.environ.get("AGENTGYM_CACHE")
+    if cache and not os.path.isdir(cache):  # somebody removed it: it is not made again
+        cgroups.sweep()
+        return
     records.collect(lambda record: (record.pid, record.started) == (pid, started) or record.orphaned)
