@@ -28,6 +28,19 @@ TIMED_OUT = 1
 GRACE = 0.5
 
 
+def hide() -> None:
+    """Keep this process's memory and file descriptors from the commands, which are the same user's.
+
+    What the host sends passes through here: tests, and what tells their report from a forged one.
+    """
+    try:
+        import _ctypes  # type: ignore[import-not-found]  # its Python shell costs milliseconds
+    except ImportError:
+        return
+    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 2), "prctl")
+    _ctypes.call_function(prctl, (4, 0, 0, 0, 0))  # PR_SET_DUMPABLE
+
+
 class Command:
     """A command that runs, and what is known of it."""
 
@@ -449,6 +462,7 @@ def kill_group(pid: int, signal: int) -> None:
 
 
 if __name__ == "__main__":
+    hide()
     if len(sys.argv) > 1:
         import resource
 

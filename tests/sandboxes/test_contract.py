@@ -586,6 +586,35 @@ def test_code_that_kills_everything_is_data(host: Host) -> None:
     host.run(play())
 
 
+LOOK = """
+import os
+for pid in os.listdir("/proc"):
+    if pid.isdigit() and int(pid) != os.getpid():
+        for name in ("mem", "maps", "environ"):
+            try:
+                open(f"/proc/{pid}/{name}", "rb", buffering=0).close()
+                print(pid, name)
+            except PermissionError:
+                pass
+        try:
+            print(pid, os.listdir(f"/proc/{pid}/fd"))
+        except PermissionError:
+            pass
+"""
+
+
+def test_a_command_cannot_look_into_the_worker(host: Host) -> None:
+    if not host.isolated:
+        pytest.skip("only an isolated worker is where its commands can find it")
+
+    async def play() -> None:
+        async with host.fresh() as box:
+            done = await box.exec(["python3", "-c", LOOK], stdin=b"a secret")
+            assert (done.return_code, done.stdout, done.stderr) == (0, "", "")
+
+    host.run(play())
+
+
 def test_rubbish_from_a_worker_ends_its_sandbox(host: Host) -> None:
     if not host.isolated:
         pytest.skip("only an isolated worker is where its commands can find it")
