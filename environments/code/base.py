@@ -184,7 +184,7 @@ class CodeEnv(Env[str]):
         finally:
             await asyncio.gather(*(sandbox.close() for sandbox in made.values()))
             for sandbox in made.values():
-                self._open.remove(sandbox)
+                self._drop(sandbox)
 
     # The environment contract ---------------------------------------------------------------
 
@@ -291,9 +291,15 @@ class CodeEnv(Env[str]):
         return made
 
     async def _close_sandboxes(self) -> None:
+        # A step that is under way may close them at the same time.
         while self._open:
-            await self._open[-1].close()
-            self._open.pop()
+            last = self._open[-1]
+            await last.close()
+            self._drop(last)
+
+    def _drop(self, sandbox: Sandbox) -> None:
+        with contextlib.suppress(ValueError):
+            self._open.remove(sandbox)
 
     async def _give_up(self) -> None:
         """Close every sandbox and the lease, on the loop that they belong to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -253,6 +254,21 @@ def test_an_environment_may_move_to_another_loop(env: Counting) -> None:
     assert [asyncio.run(play()) for _ in range(2)] == ["keep calm\n"] * 2
     env.reset(seed=0)
     assert env.step(call("sh", command="cat notes"))[0] == "keep calm\n"
+
+
+def test_an_environment_may_be_closed_in_the_middle_of_a_step(env: Counting) -> None:
+    before = {record.id for record in records.listed()}
+
+    async def play() -> None:
+        await env.areset(seed=0)
+        step = asyncio.create_task(env.astep(call("sh", command="sleep 20")))
+        await asyncio.sleep(0.3)
+        await env.aclose()
+        await asyncio.wait([step], timeout=10)
+        assert step.done() and not env._open
+
+    asyncio.run(play())
+    assert {record.id for record in records.listed() if record.pid == os.getpid()} <= before
 
 
 def test_wrong_arguments_are_refused() -> None:
