@@ -296,7 +296,12 @@ class Sandbox(ABC):
 
     @abstractmethod
     async def snapshot(self) -> Snapshot:
-        """Keep the files of the working directory as they are; raises as :meth:`exec`."""
+        """Keep the files of the working directory as they are.
+
+        Raises:
+            PathRefused: They cannot be copied, such as folders in folders without end.
+            SandboxEnded, SandboxFailed: As :meth:`exec`.
+        """
 
     @abstractmethod
     async def restore(self, snapshot: Snapshot) -> None:
@@ -308,7 +313,7 @@ class Sandbox(ABC):
 
     @abstractmethod
     async def fork(self) -> Sandbox:
-        """Another sandbox with the same files; processes are not forked. Raises as :meth:`exec`."""
+        """Another sandbox with the same files; processes are not forked. Raises as :meth:`snapshot`."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -48,6 +49,7 @@ class Record:
         started: That process's start, in clock ticks since boot.
         since: When the sandbox was started, in seconds since 1970.
         parts: What has to be removed, as its backend knows it.
+        host: The machine and the process namespace that ``pid`` is a number of.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Record:
     started: int
     since: float
     parts: Mapping[str, Any] = field(default_factory=dict)
+    host: str = field(default_factory=lambda: host())
 
     @classmethod
     def new(cls, id: str, backend: str, owner: str, parts: Mapping[str, Any]) -> Record:
@@ -65,8 +68,13 @@ class Record:
 
     @property
     def orphaned(self) -> bool:
-        """Whether the process that started it is gone."""
-        return start_of(self.pid) != self.started
+        """Whether the process that started it is gone, as far as can be told here."""
+        return self.host == host() and start_of(self.pid) != self.started
+
+
+def host() -> str:
+    """The machine and the process namespace of this process: a cache may be shared between several."""
+    return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
 
 
 def folder() -> Path:
