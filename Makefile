@@ -25,7 +25,7 @@ test: install  ## the tests, but the slow ones
 
 test-slow: install  ## the slow tests
 	@$(PYTHON) scripts/install.py system
-	@$(TEST_ENV) $(PYTEST) -m slow
+	@$(TEST_ENV) $(PYTEST) -m slow -n auto --maxprocesses 2
 
 test-all: test test-slow  ## both
 
