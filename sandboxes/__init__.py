@@ -6,9 +6,11 @@ from __future__ import annotations
 if __name__ != "agentgym.sandboxes":
     raise ImportError("import agentgym.sandboxes, not sandboxes: its folder is mapped")
 
+import inspect
 from typing import Any
 
 from agentgym import plugins
+from agentgym.errors import UsageError
 from agentgym.sandboxes.base import Backend as Backend
 from agentgym.sandboxes.base import ExecResult as ExecResult
 from agentgym.sandboxes.base import Mount as Mount
@@ -41,5 +43,14 @@ def make_backend(name: str = "bubblewrap", **options: Any) -> Backend:
         MissingDependency: What it needs is not installed.
         UsageError: It refuses to start so.
     """
-    made: Backend = plugins.find("sandboxes", name, BACKENDS, "sandbox backend")(**options)
+    backend = plugins.find("sandboxes", name, BACKENDS, "sandbox backend")
+    takes = inspect.signature(backend)
+    try:
+        takes.bind(**options)
+    except TypeError as error:
+        raise UsageError(
+            f"the options of the sandbox backend {name!r} are not right: {error}",
+            hint=f"it takes {', '.join(takes.parameters) or 'none'}",
+        ) from error
+    made: Backend = backend(**options)
     return made

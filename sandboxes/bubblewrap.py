@@ -71,6 +71,10 @@ class BubblewrapBackend(Backend):
         if sys.platform != "linux":
             raise UsageError("bubblewrap needs Linux", hint="use the docker or the remote sandbox backend")
         self._program = Path(program) if program is not None else found_program()
+        if not self._program.is_file():
+            raise UsageError(
+                f"there is no bubblewrap at {self._program}", hint="give another program, or none"
+            )
         seccomp.program()
         self._launcher: Launching | None = None
         # One thread: a launcher is asked one thing at a time.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -91,7 +92,7 @@ class CodeEnv(Env[str]):
         for name, value in self._limits.items():
             if name not in (*LIMITS, "seconds"):
                 raise UnknownName("limit", name, (*LIMITS, "seconds"))
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise UsageError(f"the limit {name} is {value!r}", hint="give a number")
         self.seconds = float(self._limits.pop("seconds", SECONDS))
         if not 0 < self.seconds <= 3_600:

@@ -17,6 +17,16 @@ def test_it_starts_only_for_who_says_unsafe() -> None:
         make_backend("process")
 
 
+def test_options_that_a_backend_has_not_are_told() -> None:
+    with pytest.raises(UsageError, match="'memroy'") as raised:
+        make_backend("process", unsafe=True, memroy=1)
+    assert raised.value.hint == "it takes unsafe"
+    with pytest.raises(UsageError, match="'url'"):
+        make_backend("remote")
+    with pytest.raises(UsageError, match="no bubblewrap at /no/bwrap"):
+        make_backend("bubblewrap", program="/no/bwrap")
+
+
 @pytest.mark.parametrize(
     "way", ["setsid sleep 300 &", "kill -9 $PPID; sleep 300", "setsid sh -c 'sleep 300 & exit' &"]
 )

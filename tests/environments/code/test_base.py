@@ -278,6 +278,9 @@ def test_wrong_arguments_are_refused() -> None:
         Counting(limits={"memory": 1}, **UNSAFE)
     with pytest.raises(UsageError, match="the limit seconds is 'long'"):
         Counting(limits={"seconds": "long"}, **UNSAFE)  # type: ignore[dict-item]
+    for endless in (float("inf"), float("nan")):
+        with pytest.raises(UsageError, match="the limit memory"):
+            Counting(limits={"memory": endless}, **UNSAFE)
     with pytest.raises(UsageError, match="isolates nothing"):
         Counting(sandbox="process").reset(seed=0)
     with pytest.raises(UnknownName, match="docker"):
