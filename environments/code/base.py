@@ -23,7 +23,7 @@ from agentgym.actions import Malformed, write_calls
 from agentgym.arguments import step_limit
 from agentgym.env import Env, Transition
 from agentgym.environments.code.backends import Lease, lease
-from agentgym.errors import SandboxFailed, UnknownName, UsageError
+from agentgym.errors import EnvironmentFailed, SandboxFailed, UnknownName, UsageError
 from agentgym.messages import ToolCall
 from agentgym.sandboxes import Sandbox, SandboxEnded, SandboxSpec
 from agentgym.task import Task
@@ -207,6 +207,9 @@ class CodeEnv(Env[str]):
 
     async def act(self, action: str) -> Transition:
         """Run the calls of a turn; score what was handed in."""
+        if self._handed is not None:
+            # Its sandbox is closed, and its artifact may be gone: that would be a score of nothing.
+            raise EnvironmentFailed("the scoring of this episode was broken off", hint="start another one")
         self._turns += 1
         role, valid = "tool", True
         turn = read_turn(action)

@@ -13,7 +13,7 @@ import agentgym
 from agentgym.actions import write_calls
 from agentgym.environments.code import backends
 from agentgym.environments.code.base import CALLS, CodeEnv, Score
-from agentgym.errors import SandboxFailed, UnknownName, UsageError
+from agentgym.errors import EnvironmentFailed, SandboxFailed, UnknownName, UsageError
 from agentgym.messages import ToolCall
 from agentgym.sandboxes import SandboxEnded, SandboxSpec, records
 from agentgym.sandboxes.process import ProcessBackend
@@ -269,6 +269,26 @@ def test_an_environment_may_be_closed_in_the_middle_of_a_step(env: Counting) -> 
 
     asyncio.run(play())
     assert {record.id for record in records.listed() if record.pid == os.getpid()} <= before
+
+
+def test_a_scoring_that_was_broken_off_is_no_score(env: Counting) -> None:
+    async def play() -> None:
+        await env.areset(seed=0)
+        await env.astep(call("sh", command="echo 42 > answer"))
+        step = asyncio.create_task(env.astep(call("submit")))
+        while env._handed is None:  # noqa: ASYNC110 - nobody tells when
+            await asyncio.sleep(0)
+        step.cancel()
+        await asyncio.wait([step])
+        assert step.cancelled()
+        with pytest.raises(EnvironmentFailed, match="was broken off"):
+            await env.astep(call("submit"))
+        await env.areset(seed=0)
+        await env.astep(call("sh", command="echo 42 > answer"))
+        assert (await env.astep(call("submit")))[1] == 1.0
+        await env.aclose()
+
+    asyncio.run(play())
 
 
 def test_wrong_arguments_are_refused() -> None:
