@@ -370,6 +370,10 @@ class Backend(ABC):
     async def aclose(self) -> None:
         """End every sandbox that was started, and what started them; a second call does nothing."""
 
+    @abstractmethod
+    def abandon(self) -> None:
+        """:meth:`aclose` without an event loop, for one that is gone; from any thread."""
+
     async def __aenter__(self) -> Backend:
         return self
 

@@ -123,6 +123,14 @@ class BubblewrapBackend(Backend):
             await asyncio.to_thread(cgroups.remove, self._left, LEFT_SECONDS)
         self._thread.shutdown(wait=False)
 
+    def abandon(self) -> None:
+        """See :meth:`Backend.abandon`."""
+        self._closed = True
+        if self._launcher is not None:
+            self._launcher.close()
+        self._thread.shutdown(wait=False)
+        records.give_up({sandbox.id for sandbox in self._sandboxes})
+
     # Its parts ------------------------------------------------------------------------------
 
     async def ask(self, what: str, /, *fds: int, **arguments: Any) -> dict[str, Any]:

@@ -120,6 +120,10 @@ class DockerBackend(Backend):
         self._snapshots.clear()
         self.daemon.close()
 
+    def abandon(self) -> None:
+        """See :meth:`Backend.abandon`."""
+        records.give_up({sandbox.id for sandbox in self._sandboxes})
+
     # For its sandboxes ----------------------------------------------------------------------
 
     async def ready(self) -> None:

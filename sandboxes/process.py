@@ -90,6 +90,16 @@ class ProcessBackend(Backend):
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
         self._snapshots.clear()
 
+    def abandon(self) -> None:
+        """See :meth:`Backend.abandon`."""
+        for sandbox in self._sandboxes:
+            if sandbox._process is not None:
+                sandbox._process.kill()
+                sandbox._process.wait()
+        records.give_up({sandbox.id for sandbox in self._sandboxes})
+        for place in self._snapshots.values():
+            shutil.rmtree(place, ignore_errors=True)
+
     def kept(self, snapshot: Snapshot) -> Path:
         """Folder of a snapshot's files.
 

@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -127,6 +127,11 @@ def collect(wanted: Callable[[Record], bool] = lambda record: record.orphaned) -
     return done
 
 
+def give_up(ids: Set[str]) -> None:
+    """Remove sandboxes of this process that nobody can speak to any more."""
+    collect(lambda record: record.id in ids)
+
+
 def clean_process(record: Record) -> None:
     """Kill the processes and remove the folder of a sandbox of the backend ``process``."""
     kill_those_of(str(record.parts["folder"]))
@@ -139,7 +144,8 @@ def kill_those_of(folder: str) -> None:
     That is how commands of the backend ``process`` are known; one that hides it is not found.
     """
     mark = f"\0TMPDIR={folder}/".encode()
-    for _ in range(3):  # one may start another meanwhile
+    until = time.monotonic() + 5.0
+    while time.monotonic() < until:  # one may start another meanwhile, and takes a moment to die
         found = []
         for place in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
@@ -150,6 +156,7 @@ def kill_those_of(folder: str) -> None:
                 os.kill(pid, signal.SIGKILL)
         if not found:
             return
+        time.sleep(0.002)
 
 
 def start_of(pid: int) -> int | None:

@@ -120,6 +120,9 @@ class RemoteBackend(Backend):
         if self._line is not None:
             await self._line.close()
 
+    def abandon(self) -> None:
+        """See :meth:`Backend.abandon`: the host ends them with the connection, which ends with its loop."""
+
     def made(self, line: Line, told: wire.Head, spec: SandboxSpec) -> RemoteSandbox:
         """The sandbox that the host has started."""
         self.tier = told["tier"] if told.get("tier") in ("isolated", "weak") else "none"

@@ -44,6 +44,11 @@ class Lease:
         if last:
             await self.backend.aclose()
 
+    def abandon(self) -> None:
+        """Give it up, and whatever else the loop held: the loop is gone."""
+        self._released = True
+        _abandon(self.loop)
+
 
 @dataclass(slots=True)
 class _Share:
@@ -63,6 +68,9 @@ def lease(name: str, options: Mapping[str, Any]) -> Lease:
         MissingDependency: What it needs is not installed.
         UsageError: It refuses to start so.
     """
+    for other in list(_shared):
+        if other.is_closed():
+            _abandon(other)
     loop = asyncio.get_running_loop()
     key = f"{name} {sorted(options.items())!r}"
     with _lock:
@@ -71,3 +79,11 @@ def lease(name: str, options: Mapping[str, Any]) -> Lease:
             shares[key] = _Share(make_backend(name, **options))
         shares[key].users += 1
         return Lease(shares[key].backend, loop, key)
+
+
+def _abandon(loop: asyncio.AbstractEventLoop) -> None:
+    """End what a loop that is gone held."""
+    with _lock:
+        shares = _shared.pop(loop, {})
+    for share in shares.values():
+        share.backend.abandon()

@@ -322,8 +322,8 @@ class CodeEnv(Env[str]):
         elif held.loop.is_running():
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(close(), held.loop))
         else:
-            # Nothing of that loop can be spoken to any more: its sandboxes end with their launcher.
             self._open.clear()
+            await asyncio.to_thread(held.abandon)
 
 
 class Refused(Exception):

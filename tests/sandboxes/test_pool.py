@@ -46,6 +46,9 @@ class Slowly(Backend):
     async def aclose(self) -> None:
         await self.inner.aclose()
 
+    def abandon(self) -> None:
+        self.inner.abandon()
+
 
 async def until(true: Callable[[], bool]) -> None:
     for _ in range(1000):

@@ -251,9 +251,24 @@ def test_an_environment_may_move_to_another_loop(env: Counting) -> None:
         await env.areset(seed=0)
         return (await env.astep(call("sh", command="cat notes")))[0]
 
+    before = {record.id for record in records.listed()}
     assert [asyncio.run(play()) for _ in range(2)] == ["keep calm\n"] * 2
     env.reset(seed=0)
     assert env.step(call("sh", command="cat notes"))[0] == "keep calm\n"
+    # The loops that are gone took nothing along, and left nothing.
+    left = {record.id for record in records.listed() if record.pid == os.getpid()} - before
+    assert left == {sandbox.id for sandbox in env._open}
+
+
+def test_what_an_event_loop_that_is_gone_held_is_ended_by_the_next_one(env: Counting) -> None:
+    before = {record.id for record in records.listed()}
+    asyncio.run(env.areset(seed=0))  # type: ignore[arg-type]
+    other = env.fresh()
+    other.reset(seed=0)
+    left = {record.id for record in records.listed() if record.pid == os.getpid()} - before
+    assert left == {sandbox.id for sandbox in other._open}  # type: ignore[attr-defined]
+    other.close()
+    env.close()
 
 
 def test_an_environment_may_be_closed_in_the_middle_of_a_step(env: Counting) -> None:
