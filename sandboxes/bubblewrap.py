@@ -475,18 +475,16 @@ class BubblewrapSandbox(ServedSandbox):
         self._check()
         return await self._home._begin(self.spec, self._owner, f"{self.id}/work")
 
-    async def close(self) -> None:
-        """See :meth:`Sandbox.close`."""
-        if self._closed:
-            return
-        self._closed = True
-        self._home._sandboxes.discard(self)
-        await self._stop()
-        if self._made:
-            with contextlib.suppress(SandboxFailed):
-                await self._home.ask("drop", place=self.id)
-        if self._record is not None:
-            await asyncio.to_thread(records.remove, self._record)
+    async def _close(self) -> None:
+        try:
+            await self._stop()
+            if self._made:
+                with contextlib.suppress(SandboxFailed):
+                    await self._home.ask("drop", place=self.id)
+            if self._record is not None:
+                await asyncio.to_thread(records.remove, self._record)
+        finally:
+            self._home._sandboxes.discard(self)
 
     async def _stop(self) -> None:
         """End everything inside; the files stay."""

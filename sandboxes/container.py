@@ -255,19 +255,17 @@ class DockerSandbox(ServedSandbox):
         finally:
             await self._home.drop(kept)
 
-    async def close(self) -> None:
-        """See :meth:`Sandbox.close`."""
-        if self._closed:
-            return
-        self._closed = True
-        self._home._sandboxes.discard(self)
-        self._detach()
-        if self._record is not None:
-            # Where the daemon is out of reach the record stays, and with it the knowledge of what is left.
-            with contextlib.suppress(SandboxFailed):
-                await self._discard()
-                records.remove(self._record)
-        await self._home.sweep()
+    async def _close(self) -> None:
+        try:
+            self._detach()
+            if self._record is not None:
+                # Where the daemon is out of reach the record stays: it knows what is left.
+                with contextlib.suppress(SandboxFailed):
+                    await self._discard()
+                    records.remove(self._record)
+            await self._home.sweep()
+        finally:
+            self._home._sandboxes.discard(self)
 
     async def _keep(self, id: str) -> Kept:
         self._check()

@@ -193,17 +193,15 @@ class ProcessSandbox(ServedSandbox):
             raise
         return made
 
-    async def close(self) -> None:
-        """See :meth:`Sandbox.close`."""
-        if self._closed:
-            return
-        self._closed = True
-        self._home._sandboxes.discard(self)
-        self._detach()
-        await asyncio.to_thread(self._stop)
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
-        if self._record is not None:
-            records.remove(self._record)
+    async def _close(self) -> None:
+        try:
+            self._detach()
+            await asyncio.to_thread(self._stop)
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+            if self._record is not None:
+                records.remove(self._record)
+        finally:
+            self._home._sandboxes.discard(self)
 
     def _stop(self) -> None:
         if self._process is not None:

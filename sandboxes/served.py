@@ -83,6 +83,7 @@ class ServedSandbox(Sandbox):
         self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self._judging: asyncio.Task[None] | None = None
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     # What a backend adds --------------------------------------------------------------------
 
@@ -93,6 +94,10 @@ class ServedSandbox(Sandbox):
         Args:
             why: What was wrong with the worker; empty where it only hung up.
         """
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """End everything inside and remove what was made; called once."""
 
     def _attach(self, incoming: int, outgoing: int, unwrap: Callable[[bytes], bytes] = bytes) -> None:
         """Speak to the worker over these file descriptors; ``unwrap``: see :class:`Channel`."""
@@ -265,6 +270,13 @@ class ServedSandbox(Sandbox):
             root.rename(target)
         finally:
             shutil.rmtree(made, ignore_errors=True)
+
+    async def close(self) -> None:
+        """See :meth:`Sandbox.close`; once begun it goes on, whoever stops waiting for it."""
+        if self._closing is None:
+            self._closed = True
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await asyncio.shield(self._closing)
 
     # Its parts ------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ class Lying(ServedSandbox):
     async def _verdict(self, why: str) -> End:
         return End(why or "hung up")
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         self._detach()
         await asyncio.to_thread(self._thread.join)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
 import pytest
 
 from agentgym.errors import UsageError
-from agentgym.sandboxes import make_backend
+from agentgym.sandboxes import make_backend, records
 
 
 def test_it_starts_only_for_who_says_unsafe() -> None:
@@ -55,3 +56,19 @@ def running(folder: str) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_who_stops_waiting_for_the_end_does_not_stop_it() -> None:
+    async def check() -> None:
+        async with make_backend("process", unsafe=True) as backend:
+            for moment in range(4):
+                sandbox = await backend.start()
+                closing = asyncio.create_task(sandbox.close())
+                for _ in range(moment):
+                    await asyncio.sleep(0)
+                closing.cancel()
+                await asyncio.wait([closing])
+        assert [record for record in records.listed() if record.pid == os.getpid()] == before
+
+    before = [record for record in records.listed() if record.pid == os.getpid()]
+    asyncio.run(check())

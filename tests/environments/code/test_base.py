@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -325,4 +326,5 @@ def test_wrong_arguments_are_refused() -> None:
 def test_nop_submits_what_is_there(env: Counting) -> None:
     env.reset(seed=0)
     assert env.nop(env.task) == [call("submit")]
-    assert agentgym.fork(env).unwrapped is not env
+    with contextlib.closing(agentgym.fork(env)) as forked:
+        assert forked.unwrapped is not env
