@@ -2,8 +2,12 @@
 
 Invariants: what judges runs in a container that the policy never entered, made of the task's image anew, with
 the policy's files at their paths, the tests and an empty place for the reward from our side; nothing of the
-policy runs there but what the tests themselves run. Somebody's Dockerfile is built only for a caller who says
-so.
+policy runs there but what the tests themselves run, and nothing at all runs there when the reward is read. A
+reward is a number from 0 to 1 that all that was written agrees on, else it is 0. Somebody's Dockerfile is
+built only for a caller who says so.
+
+Tests that run the policy's code give it their own rights: within those it can write the reward itself, and
+nobody outside can tell. Such tests are as strong as their authors made them.
 
 Harbor calls this a separate verifier. By default both upstreams judge in the container in which the policy
 worked: what a policy changed outside the judged paths counts there and not here.
@@ -47,9 +51,24 @@ SECONDS = 120.0
 """Deadline of one command of the policy where ``limits`` says nothing else."""
 
 BUILD_SECONDS = 3_600.0
+
+MOST_SAID = 4 * MIB
+"""Most bytes that tests may print where their output is what decides."""
+
 _LOGS = ("verifier", "agent", "artifacts")
 _CHUNK = 60_000
 _RESULT = re.compile(r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+_SUMMARY = "short test summary info"
+
+_ALONE = 77
+_JUDGE = f"""bash "$1"
+if [ "$2" = alone ] && [ "$PPID" = 1 ] && kill -KILL -1 2> /dev/null; then exit {_ALONE}; fi
+exit 0"""
+"""Runs the tests, and ends whatever else runs then: at once, for each moment is one to change a reward in.
+
+``kill`` to all reaches all of a sandbox that has process ids of its own, where its worker is the first one;
+it spares whoever calls it, and fails where there was nobody.
+"""
 
 
 class TaskFolders(CodeEnv):
@@ -278,22 +297,35 @@ class TaskFolders(CodeEnv):
         if task.needs_image:
             assert self._around is not None
             await sandbox.upload(self._around.path / "tests", "/tests")
-        ran = await sandbox.exec(["bash", f"/tests/{task.script}"], seconds=task.seconds, limit=4 * MIB)
+        # In a sandbox of tier none, "everything" would be everything of this machine.
+        alone = "shared" if self.tier == "none" else "alone"
+        command = ["bash", "-c", _JUDGE, "judge", f"/tests/{task.script}", alone]
+        ran = await sandbox.exec(command, seconds=task.seconds, limit=MOST_SAID)
         if ran.ended or ran.timed_out:
             return _score(0.0, f"its tests did not end: {ran.ended or f'{task.seconds:g} s were over'}")
+        if ran.return_code not in (0, _ALONE):
+            return _score(0.0, "what runs its tests was ended by what they run")
+        more = {"left_running": ran.return_code == _ALONE}
         if task.form == "terminal-bench":
+            if ran.cut_stdout:
+                return _score(0.0, f"its tests printed more than {MOST_SAID // MIB} MiB", **more)
             passed, count = read_summary(ran.stdout)
             if not count:
-                return _score(0.0, "its tests printed no summary")
-            return _score(float(passed == count), "" if passed == count else "a test failed", tests=count)
+                several = ran.stdout.count(_SUMMARY) > 1
+                return _score(
+                    0.0, f"its tests printed {'several summaries' if several else 'no summary'}", **more
+                )
+            return _score(
+                float(passed == count), "" if passed == count else "a test failed", tests=count, **more
+            )
+        given: dict[str, float | None] = {}
         for name in ("reward.json", "reward.txt"):
             try:
                 data = await sandbox.read(f"/logs/verifier/{name}", limit=64 << 10)
             except PathRefused:
                 continue
-            reward = read_reward(data, name)
-            return _score(0.0, f"{name} holds no reward") if reward is None else _score(reward, "")
-        return _score(0.0, "its tests wrote no reward")
+            given[name] = read_reward(data, name)
+        return _score(*agreed(given), **more)
 
     def _forget_kept(self) -> None:
         if self._kept is not None:
@@ -331,11 +363,32 @@ def read_reward(data: bytes, name: str) -> float | None:
         return None
 
 
+def agreed(given: Mapping[str, float | None]) -> tuple[float, str]:
+    """The reward, and why it is 0 where that is nobody's.
+
+    Args:
+        given: What :func:`read_reward` found in each of the files that are there, by name.
+    """
+    if not given:
+        return 0.0, "its tests wrote no reward"
+    name, reward = next(iter(given.items()))
+    if len(set(given.values())) > 1:
+        return 0.0, f"{' and '.join(given)} do not agree"
+    if reward is None:
+        return 0.0, f"{name} holds no reward"
+    if not 0 <= reward <= 1:
+        return 0.0, f"{name} holds {reward:g}, and a reward is 0 to 1"
+    return reward, ""
+
+
 def read_summary(output: str) -> tuple[int, int]:
-    """How many tests passed, and how many there were, by the last summary of pytest's option ``-rA``."""
-    _, found, last = output.rpartition("short test summary info")
-    results = [read[1] for line in last.splitlines() if (read := _RESULT.match(line))] if found else []
-    return results.count("PASSED"), len(results)
+    """How many tests passed, and how many there were, by the summary of pytest's option ``-rA``.
+
+    Where there are several, one of them is somebody else's than pytest's: they tell of no test.
+    """
+    parts = output.split(_SUMMARY)
+    results = [read[1] for line in parts[-1].splitlines() if (read := _RESULT.match(line))]
+    return (results.count("PASSED"), len(results)) if len(parts) == 2 else (0, 0)
 
 
 def _surroundings(task: TaskFolder) -> Scratch:

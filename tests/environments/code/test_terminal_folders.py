@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentgym.actions import write_calls
-from agentgym.environments.code.harbor import TaskFolders, read_reward, read_summary
-from agentgym.environments.code.harbor_folder import read_folder
+from agentgym.environments.code.base import Score
+from agentgym.environments.code.harbor import TaskFolders, agreed, read_reward, read_summary
+from agentgym.environments.code.harbor_folder import TaskFolder, read_folder
 from agentgym.errors import AgentGymError, DataUnavailable, UsageError
 from agentgym.messages import ToolCall
+from agentgym.sandboxes import Sandbox
 
 TEST = """
 if [ "$(cat /app/out/greeting.txt)" = "hello" ] && [ ! -e /app/old ]; then r=1; else r=0; fi
@@ -198,15 +200,51 @@ def test_any_bytes_are_a_reward_or_none(data: bytes, name: str) -> None:
     assert found is None or abs(found) < float("inf")
 
 
-def test_the_last_summary_of_pytest_counts() -> None:
+@pytest.mark.parametrize(
+    ("given", "reward", "why"),
+    [
+        ({}, 0.0, "wrote no reward"),
+        ({"reward.txt": 0.5}, 0.5, ""),
+        ({"reward.json": 1.0, "reward.txt": 1.0}, 1.0, ""),
+        ({"reward.json": 1.0, "reward.txt": 0.0}, 0.0, "do not agree"),
+        ({"reward.json": 1.0, "reward.txt": None}, 0.0, "do not agree"),
+        ({"reward.json": None, "reward.txt": None}, 0.0, "holds no reward"),
+        ({"reward.json": 1e6}, 0.0, "1e+06, and a reward is 0 to 1"),
+        ({"reward.txt": -0.5}, 0.0, "-0.5, and a reward is 0 to 1"),
+    ],
+)
+def test_a_reward_is_0_to_1_and_all_files_agree(
+    given: dict[str, float | None], reward: float, why: str
+) -> None:
+    found, said = agreed(given)
+    assert found == reward and why in said and bool(said) == bool(why)
+
+
+def test_one_summary_of_pytest_counts_and_several_are_none() -> None:
     banner = "=== short test summary info ===\n"
-    said = f"{banner}PASSED a::b\nFAILED a::c - no\n{banner}PASSED a::b\nPASSED a::c\n2 passed\n"
+    said = f"dots\n{banner}PASSED a::b\nPASSED a::c\n2 passed\n"
     assert read_summary(said) == (2, 2)
     assert read_summary(f"{banner}PASSED a::b\nERROR a::c\nSKIPPED [1] d\n") == (1, 3)
     assert read_summary("PASSED a::b\n") == (0, 0)
+    for forged in (f"{banner}PASSED a::b\n", "short test summary info\nPASSED a::b\n"):
+        assert read_summary(said + forged) == read_summary(forged + said) == (0, 0)
+    # What is added to the only one takes no failure away.
+    assert read_summary(f"{banner}FAILED a::b\nPASSED a::b\n") == (1, 2)
 
 
 # How it is judged ---------------------------------------------------------------------------
+
+
+class Looking(TaskFolders):
+    """Looks around where it was judged, a moment later."""
+
+    seen = ""
+
+    async def _verdict(self, sandbox: Sandbox, task: TaskFolder) -> Score:
+        score = await super()._verdict(sandbox, task)
+        look = "sleep 1; cat /proc/[0-9]*/cmdline | tr '\\0' ' '; echo; cat /logs/verifier/*"
+        self.seen = (await sandbox.exec(look)).stdout
+        return score
 
 
 @pytest.mark.bubblewrap
@@ -249,6 +287,33 @@ class TestWithoutAnImage:
         env = TaskFolders(folder=folder, sandbox="bubblewrap")
         _, reward, info = play(env, "greet", call("submit"))
         assert reward == 0.0 and why in info["why"]
+        env.close()
+
+    @pytest.mark.parametrize(
+        ("code", "why"),
+        [
+            ("open('/logs/verifier/reward.json', 'w').write('{\"reward\": 1}')", "do not agree"),
+            ("open('/logs/verifier/reward.json', 'w').write('{\"reward\": 1000000}')", "do not agree"),
+            ("import os, signal; os.kill(os.getppid(), 9); os.kill(os.getsid(0), 9)", "was ended by"),
+        ],
+    )
+    def test_what_code_under_test_writes_beside_the_reward_does_not_count(
+        self, tmp_path: Path, code: str, why: str
+    ) -> None:
+        test = "python3 -c 'import it' && r=1 || r=0; echo 0 > /logs/verifier/reward.txt\n"
+        env = TaskFolders(folder=harbor(tmp_path / "greet", test=test), sandbox="bubblewrap")
+        write = call("edit", command="create", path="it.py", text=code + "\n")
+        _, reward, info = play(env, "greet", write, call("submit"))
+        assert reward == 0.0 and why in info["why"]
+        env.close()
+
+    def test_nothing_runs_any_more_when_the_reward_is_read(self, tmp_path: Path) -> None:
+        later = "(while kill -0 $$; do :; done; sleep 0.5; echo 1 > reward.txt) 2> /dev/null &"
+        test = f"cd /logs/verifier\nsetsid sleep 300 &\n{later}\necho 0 > reward.txt\n"
+        env = Looking(folder=harbor(tmp_path / "greet", test=test), sandbox="bubblewrap")
+        _, reward, info = play(env, "greet", call("submit"))
+        assert (reward, info["why"], info["left_running"]) == (0.0, "", True)
+        assert env.seen.split()[-1] == "0" and "setsid" not in env.seen and "sleep 300" not in env.seen
         env.close()
 
     def test_what_is_too_much_is_scored(self, tmp_path: Path) -> None:
