@@ -23,6 +23,7 @@ from pathlib import Path
 from agentgym.errors import SandboxFailed, UsageError
 from agentgym.sandboxes import guest, records
 from agentgym.sandboxes.base import SECONDS, Backend, ExecResult, Sandbox, SandboxSpec, Snapshot
+from agentgym.sandboxes.scratch import Scratch
 from agentgym.sandboxes.served import End, ServedSandbox
 
 START_SECONDS = 30.0
@@ -50,7 +51,7 @@ class ProcessBackend(Backend):
                 hint="use bubblewrap or docker; for code that you trust, say unsafe=True",
             )
         self._sandboxes: set[ProcessSandbox] = set()
-        self._snapshots: dict[str, Path] = {}
+        self._snapshots: dict[str, Scratch] = {}
 
     async def start(
         self, spec: SandboxSpec | None = None, *, owner: str = "", snapshot: Snapshot | None = None
@@ -80,14 +81,14 @@ class ProcessBackend(Backend):
     async def forget(self, snapshot: Snapshot) -> None:
         """See :meth:`Backend.forget`."""
         if (place := self._snapshots.pop(snapshot.id, None)) is not None:
-            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+            await asyncio.to_thread(place.close)
 
     async def aclose(self) -> None:
         """See :meth:`Backend.aclose`."""
         for sandbox in list(self._sandboxes):
             await sandbox.close()
         for place in self._snapshots.values():
-            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+            await asyncio.to_thread(place.close)
         self._snapshots.clear()
 
     def abandon(self) -> None:
@@ -98,7 +99,7 @@ class ProcessBackend(Backend):
                 sandbox._process.wait()
         records.give_up({sandbox.id for sandbox in self._sandboxes})
         for place in self._snapshots.values():
-            shutil.rmtree(place, ignore_errors=True)
+            place.close()
 
     def kept(self, snapshot: Snapshot) -> Path:
         """Folder of a snapshot's files.
@@ -108,7 +109,7 @@ class ProcessBackend(Backend):
         """
         if snapshot.id not in self._snapshots:
             raise UsageError(f"there is no snapshot {snapshot.id!r} here")
-        return self._snapshots[snapshot.id]
+        return self._snapshots[snapshot.id].path
 
 
 class ProcessSandbox(ServedSandbox):
@@ -119,12 +120,17 @@ class ProcessSandbox(ServedSandbox):
     def __init__(self, home: ProcessBackend, id: str, spec: SandboxSpec, owner: str) -> None:
         super().__init__(id, spec)
         self._home, self._owner = home, owner
-        self._folder = Path(tempfile.mkdtemp(prefix=f"agentgym-{id}-"))
+        self._folder = Path(tempfile.gettempdir(), f"agentgym-{id}")
         self._process: subprocess.Popen[bytes] | None = None
         self._record: records.Record | None = None
         home._sandboxes.add(self)
 
     async def _begin(self, files: Path | None) -> None:
+        if self._record is None:
+            parts = {"folder": str(self._folder)}
+            self._record = records.Record.new(self.id, "process", self._owner, parts)
+            records.add(self._record)
+            self._folder.mkdir(mode=0o700)
         (self._folder / "tmp").mkdir(exist_ok=True)
         work = self._folder / "work"
         if files is not None:
@@ -151,10 +157,6 @@ class ProcessSandbox(ServedSandbox):
             (resource.RLIMIT_NOFILE, OPEN_FILES),
         ):
             resource.prlimit(process.pid, limit, (most, most))
-        self._record = records.Record.new(
-            self.id, "process", self._owner, {"pid": process.pid, "folder": str(self._folder)}
-        )
-        records.add(self._record)
         assert process.stdin is not None and process.stdout is not None
         self._attach(os.dup(process.stdout.fileno()), os.dup(process.stdin.fileno()))
         process.stdin.close()
@@ -169,9 +171,8 @@ class ProcessSandbox(ServedSandbox):
         """See :meth:`Sandbox.snapshot`."""
         self._check()
         id = f"snapshot-{secrets.token_hex(6)}"
-        place = Path(tempfile.mkdtemp(prefix=f"agentgym-{id}-"))
-        await asyncio.to_thread(_copy, self._folder / "work", place)
-        self._home._snapshots[id] = place
+        place = self._home._snapshots[id] = Scratch(self._owner)
+        await asyncio.to_thread(_copy, self._folder / "work", place.path)
         return Snapshot(id, self.backend, self.spec)
 
     async def restore(self, snapshot: Snapshot) -> None:

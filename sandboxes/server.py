@@ -12,11 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
@@ -33,6 +30,7 @@ from agentgym.sandboxes.base import (
     Snapshot,
     spec_from_json,
 )
+from agentgym.sandboxes.scratch import Scratch
 from agentgym.sandboxes.wire import Answer, Head
 from agentgym.serving.access import Access
 from agentgym.serving.run import ended_by_signals, http_server, listen
@@ -164,7 +162,7 @@ class Client:
         self.boxes: dict[str, Sandbox | None] = {}
         self._processes: dict[int, Process] = {}
         self._snapshots: dict[str, Snapshot] = {}
-        self._uploads: dict[int, tuple[Path, wire.Landing]] = {}
+        self._uploads: dict[int, tuple[Scratch, wire.Landing]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._sending = asyncio.Lock()
         self._heard = asyncio.get_running_loop().time()
@@ -205,7 +203,7 @@ class Client:
             with contextlib.suppress(SandboxFailed):
                 await self._backend.forget(snapshot)
         for folder, _ in self._uploads.values():
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(folder.close)
 
     async def _watch(self) -> None:
         while True:
@@ -266,9 +264,9 @@ class Client:
     async def _land(self, number: int, head: Head, blob: bytes) -> None:
         """Take a piece of an upload; what is wrong with it is told at the upload's end."""
         if number not in self._uploads:
-            folder = Path(tempfile.mkdtemp(prefix="agentgym-upload-"))
+            folder = Scratch("upload")
             most = self._config.max_bytes, self._config.max_files
-            self._uploads[number] = folder, wire.Landing(folder / "it", *most)
+            self._uploads[number] = folder, wire.Landing(folder.path / "it", *most)
         landing = self._uploads[number][1]
         try:
             await asyncio.to_thread(landing.take, head.get("entry"), blob)
@@ -376,25 +374,25 @@ class Client:
             if landing.problem is not None:
                 raise landing.problem
             await asyncio.to_thread(landing.finish)
-            await box.upload(folder / "it", str(head["target"]))
+            await box.upload(folder.path / "it", str(head["target"]))
         finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(folder.close)
         return {}, b""
 
     async def _do_download(self, number: int, box: Any, head: Head, blob: bytes) -> Answer:
-        folder = Path(tempfile.mkdtemp(prefix="agentgym-download-"))
+        folder = Scratch("download")
         try:
             await box.download(
                 str(head["source"]),
-                folder / "it",
+                folder.path / "it",
                 max_bytes=min(int(head["max_bytes"]), self._config.max_bytes),
                 max_files=min(int(head["max_files"]), self._config.max_files),
             )
-            entries = wire.laden(folder / "it")
+            entries = wire.laden(folder.path / "it")
             while (entry := await asyncio.to_thread(next, entries, None)) is not None:
                 await self._send({"n": number, "entry": entry[0]}, entry[1])
         finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(folder.close)
         return {}, b""
 
     async def _do_snapshot(self, number: int, box: Any, head: Head, blob: bytes) -> Answer:
