@@ -338,7 +338,7 @@ class Refused(Exception):
 
 
 def copy(source: str, target: str) -> None:
-    """Copy what is in a folder into an empty one: files, folders, links and their modes; holes stay holes.
+    """Copy what is in a folder into an empty one: files with their times, folders, links; holes stay holes.
 
     What is copied may change under this one's eyes, by the hand of code that hopes to be given another file
     of the host: folders are entered by file descriptors, no link is ever followed, and what is not there any
@@ -415,6 +415,7 @@ def copy_folder(reading: int, writing: int, path: str, depth: int, copied: Copie
                 try:
                     copy_content(opened, made, found)
                     os.fchmod(made, mode)
+                    os.utime(made, ns=(found.st_atime_ns, found.st_mtime_ns))
                 finally:
                     os.close(made)
         finally:

@@ -461,6 +461,7 @@ def test_a_snapshot_brings_files_back(host: Host) -> None:
     async def play() -> None:
         async with host.fresh() as box:
             await box.exec("mkdir a; echo 1 > a/one; ln -s /usr/bin/env env; echo x > run; chmod 751 run")
+            await box.exec("touch -d '2020-01-01 12:00' a/one")
             # Folders and links may have got another time; a build looks at its files'.
             look = "find . -type f -printf '%p %m %s %Ts\\n'; find . ! -type f -printf '%p %M %l\\n'"
             before = (await box.exec(look)).stdout
