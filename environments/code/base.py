@@ -165,6 +165,17 @@ class CodeEnv(Env[str]):
         self.sandbox = await self._start_sandbox(self.sandbox_spec(self.task), "policy")
         self._toolbox = Toolbox(self.tools(self.task))
 
+    async def shed(self) -> None:
+        """Give the policy another sandbox with the files of this one: no process and no memory comes along.
+
+        For :meth:`opening`, before there are tools.
+        """
+        old = self.sandbox
+        self.sandbox = await old.fork()
+        self._open.append(self.sandbox)
+        await old.close()
+        self._drop(old)
+
     @asynccontextmanager
     async def fresh_sandbox(self, spec: SandboxSpec | None = None) -> AsyncIterator[Sandbox]:
         """A sandbox that the policy never entered, closed at the end."""

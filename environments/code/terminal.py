@@ -1,6 +1,7 @@
 """Shell tasks: a folder, a request, a shell; what lies in the folder in the end is judged.
 
-Invariants: what a policy left is copied out of its sandbox before that is closed, and laid beside a folder
+Invariants: a task's folder is made in a sandbox that no policy enters, and its files alone come to the
+policy's; what a policy left is copied out of its sandbox before that is closed, and laid beside a folder
 made anew in a sandbox that the policy never entered; there it is read and nothing of it runs. A program that
 was asked for runs in a third sandbox, which holds nothing of the truth; what it says is compared outside.
 
@@ -22,7 +23,7 @@ from agentgym.environments.code.base import CodeEnv, Score
 from agentgym.environments.code.terminal_chore import Run
 from agentgym.errors import EnvironmentFailed, UsageError
 from agentgym.messages import ToolCall
-from agentgym.sandboxes import PathRefused, Sandbox
+from agentgym.sandboxes import ExecResult, PathRefused, Sandbox
 from agentgym.sandboxes.base import MIB
 from agentgym.sandboxes.scratch import Scratch
 from agentgym.task import Task, TaskSet
@@ -120,7 +121,7 @@ class Terminal(CodeEnv):
     # A code environment's parts -------------------------------------------------------------
 
     async def opening(self, task: Task) -> str:
-        """Make the folder, start what runs beside the policy, and tell what is asked."""
+        """Make the folder, give it to the policy, start what runs beside it, and tell what is asked."""
         self._forget()
         for program in shop.chore(task.id).needs:
             found = await self.sandbox.exec(["sh", "-c", 'command -v "$1"', "sh", program], seconds=SECONDS)
@@ -129,7 +130,11 @@ class Terminal(CodeEnv):
                     f"the task {task.id!r} needs {program}, and the sandbox has none",
                     hint=f"leave such tasks out (without=[{program!r}]), or give a sandbox that has it",
                 )
-        await _lay(self.sandbox, task.id, ".", live=True)
+        await _lay(self.sandbox, task.id, ".")
+        # The worker in there was told the solution and the check.
+        await self.shed()
+        settled = await self.sandbox.exec(shop.SETTLING, stdin=shop.settle(task.id), seconds=SECONDS)
+        _made(settled, task.id)
         return (
             f"{task.instruction}\n\nYou have a shell whose working directory is that folder; paths are "
             "relative to it. Other files that you leave there do no harm where nothing else is said. Call "
@@ -184,7 +189,7 @@ class Terminal(CodeEnv):
                         return "the program takes too long"
                     done.append(ran)
         async with self.fresh_sandbox() as sandbox:
-            await _lay(sandbox, task.id, "before", live=False)
+            await _lay(sandbox, task.id, "before")
             if why := await _lay_beside(sandbox, folder):
                 return why
             request = shop.judge(task.id, "before", "after", done)
@@ -200,13 +205,17 @@ class Terminal(CodeEnv):
             self._left = None
 
 
-async def _lay(sandbox: Sandbox, task_id: str, root: str, *, live: bool) -> None:
-    """Make a task's folder in a sandbox that the policy has not entered yet, or never enters.
+async def _lay(sandbox: Sandbox, task_id: str, root: str) -> None:
+    """Make a task's folder in a sandbox that no policy enters; raises as :func:`_made`."""
+    _made(await sandbox.exec(shop.COMMAND, stdin=shop.lay(task_id, root), seconds=SECONDS), task_id)
+
+
+def _made(made: ExecResult, task_id: str) -> None:
+    """See that a step of making a task's folder went well.
 
     Raises:
-        EnvironmentFailed: It cannot be made.
+        EnvironmentFailed: It did not.
     """
-    made = await sandbox.exec(shop.COMMAND, stdin=shop.lay(task_id, root, live=live), seconds=SECONDS)
     if not made.ok:
         said = made.stderr.strip().rpartition("\n")[2] or made.ended or f"status {made.return_code}"
         raise EnvironmentFailed(

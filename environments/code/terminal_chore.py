@@ -126,6 +126,19 @@ class Done:
     files: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Live:
+    """What runs beside the policy. Of all that a task is, this alone comes where the policy works.
+
+    Attributes:
+        starts: A function of :mod:`agentgym.environments.code.terminal_live`.
+        given: Its arguments, as JSON has them.
+    """
+
+    starts: str
+    given: Mapping[str, Any]
+
+
 class Chore(ABC):
     """One kind of task; an instance is one variant.
 
@@ -161,8 +174,9 @@ class Chore(ABC):
     def lay(self, root: Path) -> None:
         """Make the files of the folder ``root``, which is empty."""
 
-    def live(self, root: Path) -> None:  # noqa: B027 - most start nothing
-        """Start what runs while the policy works, in the policy's sandbox only."""
+    def live(self) -> Live | None:
+        """What runs while the policy works, in its sandbox; most have nothing of the kind."""
+        return None
 
     @abstractmethod
     def oracle(self) -> list[str]:

@@ -2,9 +2,9 @@
 
 Programs that run others are written, too.
 
-Invariants: a process cannot be handed in, so its traces in files are: words that only a live process knows
-and gives away for the right treatment. They reach it through its standard input and lie in no file. What is
-started here ends by itself when the task's folder is gone.
+Invariant: a process cannot be handed in, so its traces in files are: words that only a live process knows and
+gives away for the right treatment. What starts the processes is in
+:mod:`agentgym.environments.code.terminal_live`.
 """
 
 # ruff: noqa: D102 - what the methods of a task are for is said once, by Chore
@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from agentgym.environments.code.terminal_chore import (
     Chore,
     Done,
     Draw,
+    Live,
     Run,
     Tree,
     expect,
@@ -32,38 +30,6 @@ from agentgym.environments.code.terminal_chore import (
     unchanged,
     words,
 )
-
-
-def start(
-    root: Path, script: str, *arguments: str, told: str = "", env: Mapping[str, str] | None = None
-) -> int:
-    """Start a script that reads one line at its start; returns its process id."""
-    made = subprocess.Popen(
-        ["bash", script, *arguments],
-        cwd=root,
-        env={"PATH": os.environ["PATH"], **(env or {})},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    assert made.stdin is not None
-    made.stdin.write(told.encode() + b"\n")
-    made.stdin.close()
-    return made.pid
-
-
-def wait_for(place: Path, seconds: float = 10.0) -> None:
-    """Wait until a file is there.
-
-    Raises:
-        TimeoutError: It does not come.
-    """
-    until = time.monotonic() + seconds
-    while not place.exists():
-        if time.monotonic() > until:
-            raise TimeoutError(f"{place} does not come")
-        time.sleep(0.01)
 
 
 class Deleted(Chore):
@@ -92,14 +58,8 @@ class Deleted(Chore):
         )
         (root / "ledgers").mkdir()
 
-    def live(self, root: Path) -> None:
-        for name in self.names:
-            put(root / "ledgers" / f"{name}.txt", self.text[name])
-            start(root, "keeper.sh", name)
-            wait_for(root / "ledgers" / f"{name}.open")
-            (root / "ledgers" / f"{name}.open").unlink()
-        for name in self.names[:3]:
-            (root / "ledgers" / f"{name}.txt").unlink()
+    def live(self) -> Live:
+        return Live("keepers", {"text": self.text, "gone": self.names[:3]})
 
     def oracle(self) -> list[str]:
         return [
@@ -148,11 +108,9 @@ class Signal(Chore):
         put(root / "worker.sh", WORKER.lstrip())
         (root / "reports").mkdir()
 
-    def live(self, root: Path) -> None:
-        for name, zone, word in zip(self.names, self.zones, self.words, strict=True):
-            start(root, "worker.sh", name, told=word, env={"ZONE": zone})
-            wait_for(root / "reports" / f"{name}.up")
-            (root / "reports" / f"{name}.up").unlink()
+    def live(self) -> Live:
+        workers = list(zip(self.names, self.zones, self.words, strict=True))
+        return Live("workers", {"workers": workers})
 
     def oracle(self) -> list[str]:
         return [
@@ -219,9 +177,8 @@ class Supervisor(Chore):
             + "\n",
         )
 
-    def live(self, root: Path) -> None:
-        start(root, "keep.sh", told=self.word)
-        wait_for(root / self.state / "busy")
+    def live(self) -> Live:
+        return Live("supervisor", {"word": self.word, "busy": f"{self.state}/busy"})
 
     def oracle(self) -> list[str]:
         return [
@@ -263,16 +220,8 @@ class Locks(Chore):
         put(root / "service.sh", "read -r _\nwhile [ -e service.sh ]; do sleep 1; done < /dev/null\n")
         (root / "locks").mkdir()
 
-    def live(self, root: Path) -> None:
-        pids = [start(root, "service.sh", name) for name in self.held]
-        for name, pid in zip(self.held, pids, strict=True):
-            put(root / "locks" / f"{name}.lock", f"{pid}\n")
-        for name in self.dead:
-            gone = subprocess.Popen(["true"])
-            gone.wait()
-            put(root / "locks" / f"{name}.lock", f"{gone.pid}\n")
-        for name, pid in zip(self.taken, pids, strict=False):
-            put(root / "locks" / f"{name}.lock", f"{pid}\n")
+    def live(self) -> Live:
+        return Live("locks", {"held": self.held, "dead": self.dead, "taken": self.taken})
 
     def oracle(self) -> list[str]:
         return [
@@ -326,12 +275,8 @@ class Pipes(Chore):
         )
         (root / "pipes").mkdir()
 
-    def live(self, root: Path) -> None:
-        os.mkfifo(root / "pipes/in")
-        os.mkfifo(root / "pipes/out")
-        start(root, "service.sh", told=self.key)
-        wait_for(root / "pipes/up")
-        (root / "pipes/up").unlink()
+    def live(self) -> Live:
+        return Live("pipes", {"key": self.key})
 
     def oracle(self) -> list[str]:
         return [

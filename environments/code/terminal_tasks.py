@@ -1,7 +1,8 @@
 """The shell tasks by id, and their scripts as a sandbox gets them.
 
-Invariant: what a task is made of and judged by runs in sandboxes only, as one program that comes through
-standard input: nothing of it lies where a policy could read it, and it ends before the policy begins.
+Invariant: what a task is made of and judged by runs in sandboxes only that no policy ever enters, as one
+program that comes through standard input. Into the policy's come the files that it made, and a program that
+knows neither solution nor check (:data:`SETTLE`), which ends before the policy begins.
 
 A task's id is its name and the number of its variant, ``text-join/3``. Variants differ in what is asked and
 in every file; the splits share the kinds of tasks and no variant.
@@ -21,6 +22,7 @@ from agentgym.environments.code import (
     terminal_database,
     terminal_files,
     terminal_git,
+    terminal_live,
     terminal_processes,
     terminal_repository,
     terminal_sqlite,
@@ -58,7 +60,7 @@ VARIANTS: Mapping[str, range] = MappingProxyType(
 """Numbers of the variants of each split."""
 
 PROGRAM = r"""
-import json, os, sys, types
+import json, sys, types
 sys.dont_write_bytecode = True
 given = json.load(sys.stdin)
 sys.stdin.close()
@@ -75,17 +77,32 @@ else:
     root = Path(given["root"])
     root.mkdir(parents=True, exist_ok=True)
     chore.lay(root)
-    if "git" not in chore.needs:  # its index knows the times
-        for folder, folders, files in os.walk(root):
-            for entry in folders + files:
-                os.utime(os.path.join(folder, entry), (1.6e9, 1.6e9), follow_symlinks=False)
-    if given["live"]:
-        chore.live(root)
     print(json.dumps({"laid": True}))
 """
 
 COMMAND = ("python3", "-I", "-S", "-B", "-c", PROGRAM)
 """What a sandbox runs with :func:`lay` or :func:`judge` as its input."""
+
+
+SETTLE = r"""
+import json, os, subprocess, sys
+given = json.load(sys.stdin)
+sys.stdin.close()
+for folder, folders, files in os.walk("."):
+    if ".git" in folders:  # its index knows the times
+        subprocess.run(["git", "update-index", "-q", "--refresh"], cwd=folder, stdout=subprocess.DEVNULL)
+    if not given["git"]:
+        for entry in folders + files:
+            os.utime(os.path.join(folder, entry), (1.6e9, 1.6e9), follow_symlinks=False)
+if given["starts"]:
+    module = {"__name__": "live"}
+    exec(compile(given["source"], "live", "exec"), module)
+    module[given["starts"]](**given["given"])
+"""
+"""Makes copied files a task's folder: their times are no time of today, and what is to run beside runs."""
+
+SETTLING = ("python3", "-I", "-S", "-B", "-c", SETTLE)
+"""What the policy's sandbox runs in the folder, with :func:`settle` as its input, before the policy does."""
 
 
 def category(name: str) -> str:
@@ -99,15 +116,24 @@ def chore(task_id: str) -> Chore:
     return CHORES[name](int(variant))
 
 
-def lay(task_id: str, root: str, *, live: bool) -> bytes:
-    """Input for making a task's folder.
+def lay(task_id: str, root: str) -> bytes:
+    """Input for making a task's folder ``root``, in a sandbox that no policy enters."""
+    return _input(task_id, {"do": "lay", "root": root})
 
-    Args:
-        task_id: The task.
-        root: The folder.
-        live: Whether what runs beside the policy is started, too.
-    """
-    return _input(task_id, {"do": "lay", "root": root, "live": live})
+
+def settle(task_id: str) -> bytes:
+    """Input for :data:`SETTLING`: what runs beside the policy, and nothing of the solution or the check."""
+    made = chore(task_id)
+    live = made.live()
+    source = Path(str(terminal_live.__file__)).read_text("utf-8") if live else ""
+    return json.dumps(
+        {
+            "git": "git" in made.needs,
+            "source": source,
+            "starts": live and live.starts,
+            "given": live and live.given,
+        }
+    ).encode()
 
 
 def judge(task_id: str, before: str, after: str, done: Sequence[Mapping[str, Any]]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from agentgym.environments.code.terminal import Terminal
 from agentgym.environments.code.terminal_chore import Chore
 from agentgym.errors import EnvironmentFailed, UnknownName, UsageError
 from agentgym.messages import ToolCall
+from agentgym.sandboxes.process import ProcessSandbox
 
 SOME = ("files-modes", "text-quantiles", "archives-package", "processes-signal", "sqlite-index")
 
@@ -191,6 +193,35 @@ def test_a_folder_that_cannot_be_made_is_no_reward(
     env = made(**unsafe)
     with pytest.raises(EnvironmentFailed, match="out of order"):
         env.reset(seed=0, options={"task_id": "files-largest/18"})
+
+
+@pytest.mark.parametrize("name", shop.CHORES)
+def test_what_comes_where_the_policy_works_neither_solves_nor_checks(name: str) -> None:
+    chore = shop.CHORES[name](18)
+    sent = shop.settle(f"{name}/18").decode()
+    assert "oracle" not in sent and "check" not in sent and len(sent) < 12_000
+    assert not any(json.dumps(command)[1:-1] in sent for command in chore.oracle())
+    live = chore.live()
+    assert (live is not None) == ("def start" in sent)
+
+
+def test_the_policy_s_sandbox_is_told_nothing_else(
+    unsafe: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, made: Callable[..., Terminal]
+) -> None:
+    told: dict[str, list[bytes]] = {}
+    run = ProcessSandbox.exec
+
+    async def noted(self: ProcessSandbox, *arguments: Any, stdin: bytes = b"", **more: Any) -> Any:
+        told.setdefault(self.id, []).append(stdin)
+        return await run(self, *arguments, stdin=stdin, **more)
+
+    monkeypatch.setattr(ProcessSandbox, "exec", noted)
+    env = made(**unsafe)
+    for task_id in ("files-largest/18", "processes-locks/18"):
+        env.reset(seed=0, options={"task_id": task_id})
+        assert told[env.sandbox.id] == [shop.settle(task_id)]
+        assert [sandbox.id for sandbox in env._open] == [env.sandbox.id]
+    assert any(b"def oracle" in stdin for given in told.values() for stdin in given)
 
 
 # What a policy may leave --------------------------------------------------------------------
