@@ -1,7 +1,8 @@
 r"""A boxed answer, and the comparisons of answers that need no algebra.
 
 Invariant: nothing here evaluates. An answer is cut out, its spelling made plain, and read as a fraction by
-expressions that take digits and nothing else. What that does not decide is left to a sandbox
+expressions that take digits and nothing else. Where the reference is a number, nothing but a number is the
+same: what is left to be calculated may be the question itself. What that does not decide is left to a sandbox
 (:mod:`agentgym.environments.code.symbolic`).
 """
 
@@ -26,8 +27,15 @@ _PLAIN = re.compile(rf"(?P<number>{_NUMBER})(?:/(?P<under>[+-]?{_DIGITS}))?(?P<p
 _FRACTION = re.compile(
     rf"(?P<sign>[+-]?)\\frac\{{(?P<over>[+-]?{_DIGITS})\}}\{{(?P<under>[+-]?{_DIGITS})\}}", re.ASCII
 )
+_MIXED = re.compile(
+    rf"(?P<sign>[+-]?)(?P<whole>{_DIGITS})(?: ?\\frac\{{(?P<over>[1-9]\d*)\}}\{{(?P<under>[1-9]\d*)\}}"
+    r"| (?P<above>[1-9]\d*)/(?P<below>[1-9]\d*))",
+    re.ASCII,
+)
+_NAMED = re.compile(r"\\?[A-Za-z]+(?:_\w|_\{\w+\})? ?= ?", re.ASCII)
+_ENCLOSED = re.compile(r"(-?) ?(?:\\\{(.*)\\\}|\((.*)\)|\[(.*)\]|\{(.*)\})")
+_QUOTIENT = re.compile(rf"\(?([+-]?{_DIGITS})\)? ?/ ?\(?([+-]?{_DIGITS})\)?", re.ASCII)
 _WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
-_PROSE = re.compile(r"(?=.*[A-Za-z]{4})[A-Za-z]+(?: [A-Za-z']+)+|[A-Za-z]{6,}|none")
 _SPELLINGS = (
     (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!| |quad\b|qquad\b)"), " "),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
@@ -61,7 +69,12 @@ def plain(answer: str) -> str:
 
 
 def number(answer: str) -> Fraction | None:
-    """The number that an answer in plain spelling is, where it is an integer, a decimal or a fraction."""
+    """The number that an answer in plain spelling is: an integer, a decimal, a fraction or a mixed number."""
+    if (found := _MIXED.fullmatch(answer)) is not None:
+        part = Fraction(int(found["over"] or found["above"]), int(found["under"] or found["below"]))
+        if part < 1:
+            value = int(found["whole"].replace(",", "")) + part
+            return -value if found["sign"] == "-" else value
     text = answer.replace(" ", "")
     if (found := _FRACTION.fullmatch(text)) is not None:
         over, under = (int(found[name].replace(",", "")) for name in ("over", "under"))
@@ -74,18 +87,30 @@ def number(answer: str) -> Fraction | None:
     return None
 
 
+def given(answer: str) -> Fraction | None:
+    """The number that an answer gives, as :func:`number` or named or enclosed: ``x = 5``, ``-(1/2)``."""
+    if (named := _NAMED.match(answer)) is not None:
+        answer = answer[named.end() :]
+    if (found := _QUOTIENT.fullmatch(answer)) is not None:
+        return number(f"{found[1]}/{found[2]}")
+    if (found := _ENCLOSED.fullmatch(answer)) is not None:
+        value = number(next(part for part in found.groups()[1:] if part is not None).strip())
+        return None if value is None else -value if found[1] else value
+    return number(answer)
+
+
 def same(answer: str, reference: str) -> bool | None:
-    """Whether two answers are the same; ``None`` where it takes algebra to say."""
+    """Whether two answers are the same; ``None`` where it takes algebra to say.
+
+    It takes none where the reference is a number: an answer is that number, written out, or wrong.
+    """
     if len(answer) > LONGEST:
         return False
     left, right = plain(answer), plain(reference)
     if not left or left == right:
         return bool(left)
-    one, other = number(left), number(right)
-    if one is not None and other is not None:
-        return one == other
+    if (wanted := number(right)) is not None:
+        return given(left) == wanted
     if _WORDS.fullmatch(left) and _WORDS.fullmatch(right):
         return left.casefold() == right.casefold()
-    if other is not None and _PROSE.fullmatch(left):
-        return False
     return None

@@ -44,7 +44,8 @@ class PythonMath(CodeEnv):
     Args:
         file: JSONL of ``question`` and ``answer``, in place of the generated problems: a path, or a path a
             split. A line of a single file may name its ``split``; otherwise it is of ``test``. ``problem`` is
-            read like ``question``; an answer is taken out of its last box, or from behind ``####``.
+            read like ``question``; an answer is taken out of its last box, or from behind ``####``. Where no
+            split is named, ``reset`` draws from the first that has tasks.
         kinds: Kinds of generated problems to keep; default: all, see
             :data:`agentgym.environments.code.pythonmath_problems.KINDS`.
         sandbox: Name or import path of the sandbox backend.
@@ -113,7 +114,7 @@ class PythonMath(CodeEnv):
         """The question."""
         return (
             f"{task.instruction}\n\nYou may compute with the tool python. Then give the final answer in "
-            f"{_GUIDE}, exact and as simple as it can be; that ends the task."
+            f"{_GUIDE}, exact, calculated to the end and as simple as it can be; that ends the task."
         )
 
     def tools(self, task: Task) -> Sequence[Tool]:
@@ -180,6 +181,12 @@ class PythonMath(CodeEnv):
 
         return TaskSet(split, ids, build, version=self.version)
 
+    def _prepare(self, seed: int | None, options: dict[str, Any] | None) -> Task:
+        asked = dict(options or {})
+        if self._files and not (asked.get("task_id") or asked.get("split") or self._split):
+            asked["split"] = next((split for split in self.splits if len(self.tasks(split))), self.splits[0])
+        return super()._prepare(seed, asked)
+
     def _of_files(self, split: str) -> TaskSet:
         digest, table = hashlib.sha256(), {}
         for named, path in self._files.items():
@@ -188,17 +195,35 @@ class PythonMath(CodeEnv):
             try:
                 content = path.read_bytes()
                 digest.update(content)
-                for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
-                    if line.strip():
-                        task = _task(json.loads(line), named, f"{named or path.stem}-{number}")
-                        if task.split == split:
-                            table[task.id] = task
+                made = _read(content.decode("utf-8"), named, path.stem)
             except (OSError, ValueError) as error:
                 raise DataUnavailable(
                     f"the questions of {path} cannot be read: {error}",
                     hint='write a line like {"question": "What is 2 + 2?", "answer": "4"} for each',
                 ) from error
+            table.update((task.id, task) for task in made if task.split == split)
         return TaskSet(split, list(table), table.__getitem__, version=digest.hexdigest()[:16])
+
+
+def _read(content: str, split: str, stem: str) -> list[Task]:
+    """The tasks of a file.
+
+    Raises:
+        ValueError: A line is none, or has the id of another.
+    """
+    made: list[Task] = []
+    lines: dict[str, int] = {}
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            task = _task(json.loads(line), split, f"{split or stem}-{number}")
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        if (first := lines.setdefault(task.id, number)) != number:
+            raise ValueError(f"lines {first} and {number} have the same id {task.id!r}")
+        made.append(task)
+    return made
 
 
 def _task(entry: Any, split: str, id: str) -> Task:
@@ -216,7 +241,9 @@ def _task(entry: Any, split: str, id: str) -> Task:
     of = split or str(entry.get("split", "test"))
     if of not in SPLITS:
         raise ValueError(f"{id} is of the split {of!r}, which is none of {', '.join(SPLITS)}")
-    return Task(str(entry.get("id", id)), of, question.strip(), {}, {"answer": told})
+    return Task(
+        id if entry.get("id") is None else str(entry["id"]), of, question.strip(), {}, {"answer": told}
+    )
 
 
 def _kinds(given: Sequence[str] | str | None) -> frozenset[str]:

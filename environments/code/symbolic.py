@@ -23,7 +23,9 @@ SPEC = SandboxSpec(env={"PYTHONPATH": FILE, "PYTHONHASHSEED": "0"}, pids=32)
 _INSIDE = "symbolic_judge.py"
 _SOURCE = Path(__file__).with_name(_INSIDE).read_bytes()
 
-Verdict = Literal["same", "different", "unreadable answer", "unreadable reference", "time", "ended"]
+Verdict = Literal[
+    "same", "different", "unfinished", "unreadable answer", "unreadable reference", "time", "ended"
+]
 
 
 async def compare(sandbox: Sandbox, answer: str, reference: str, *, seconds: float) -> Verdict:
@@ -66,6 +68,7 @@ async def compare(sandbox: Sandbox, answer: str, reference: str, *, seconds: flo
 _VERDICTS: dict[bytes, Verdict] = {
     b"same": "same",
     b"different": "different",
+    b"unfinished": "unfinished",
     b"unreadable answer": "unreadable answer",
     b"unreadable reference": "unreadable reference",
 }

@@ -8,6 +8,11 @@ The grammar takes LaTeX and plain notation alike: numbers, one-letter names, ``+
 products, ``\frac \sqrt \binom``, common functions and constants, ``|x|``, ``\pm``, equations, tuples and
 intervals, sets, and lists, whose order does not matter.
 
+An answer that leaves work over is ``unfinished``, whatever it is worth: it says the question again. Numbers
+are to be calculated (``2 + 2``, ``3^2`` and ``\sqrt 2 \sqrt 3`` are not) and like terms added up; functions
+are those of the reference or their kin; and it is not much longer than the reference. Where the reference
+itself leaves numbers to be calculated, an answer may.
+
 This file is sent into sandboxes and runs there by itself, beside SymPy: it imports nothing else, and runs on
 any Python from 3.9 on.
 """
@@ -17,6 +22,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -47,7 +53,26 @@ _CONSTANTS = {
     "inf": sympy.oo,
 }
 _GREEK = {"alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "rho", "sigma", "tau", "phi", "omega"}
+_KIN = (
+    {"root", "sqrt", "cbrt"},
+    {*_ARCS, "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp", "e", "E", "ln", "log"},
+    {f"{arc}{name}" for arc in ("a", "arc") for name in _ARCS},
+    {"abs", "Abs", "|"},
+    {"floor"},
+    {"ceil", "ceiling"},
+    {"binom", "!"},
+    {"pi"},
+    {"i", "I"},
+    {"infty", "oo", "inf"},
+)
+"""What stands in for each other: an answer may use what is kin to something of its reference."""
+_FAMILY = {name: number for number, names in enumerate(_KIN) for name in names}
+LEAVES, MORE_LEAVES = 2, 2
+DIGITS, MORE_DIGITS = 2, 32
+"""An answer's most numbers and names, and most digits: so many times the reference's, and so many more."""
+
 _PRODUCT = {"*", "\\cdot", "\\times", "\\ast"}
+_SIGNS = {*_PRODUCT, "\\frac", "\\cup", "\\div", "\\lvert", "\\rvert"}
 _CLOSES = {"(": ")]", "[": "])", "\\{": ("\\}",)}
 
 
@@ -71,6 +96,8 @@ class _Reader:
         self.at = 0
         self.depth = 0
         self.bars = 0
+        self.families: set[int] = set()
+        self.unfinished = False
 
     def whole(self) -> Any:
         """The answer: an expression, an equation, a sequence, or several of them."""
@@ -104,27 +131,34 @@ class _Reader:
         self.depth += 1
         if self.depth > DEEPEST:
             raise Unreadable("it is nested too deeply")
-        value = self.product()
+        value, terms = self.product(), 1
         while self.next in ("+", "-"):
             sign = 1 if self.take() == "+" else -1
-            value = number(value) + sign * number(self.product())
+            value, terms = number(value) + sign * number(self.product()), terms + 1
+        if terms > 1:
+            self.unfinished |= len(sympy.Add.make_args(value)) < terms
         self.depth -= 1
         return value
 
     def product(self) -> Any:
         value = self.signed()
+        over, under = [value], []
         while True:
             if self.next in _PRODUCT:
                 self.take()
-                value = number(value) * number(self.signed())
+                over.append(number(self.signed()))
+                value = number(value) * over[-1]
             elif self.next in ("/", "\\div", ":"):
                 self.take()
-                value = number(value) / number(self.signed())
+                under.append(number(self.signed()))
+                value = number(value) / under[-1]
             elif self.begins():
                 mixed = self.mixed(value)
                 other = number(self.power())
                 value = number(value) + other if mixed else number(value) * other
+                over = [value] if mixed else [*over, other]
             else:
+                self.unfinished |= left_over(over, under)
                 return value
 
     def mixed(self, value: Any) -> bool:
@@ -154,7 +188,7 @@ class _Reader:
         value = self.atom()
         while self.next == "!":
             self.take()
-            value = sympy.factorial(small(number(value)))
+            value = self.known("!", sympy.factorial(small(number(value))))
         if self.next not in ("^", "**"):
             return value
         self.take()
@@ -163,7 +197,17 @@ class _Reader:
             raise Unreadable("it is nested too deeply")
         exponent = self.signed()
         self.depth -= 1
-        return raised(number(value), number(exponent))
+        if number(exponent).is_Rational and not exponent.is_Integer:
+            self.families.add(_FAMILY["root"])
+        value = raised(number(value), exponent)
+        self.unfinished |= bool(value.is_Rational)
+        return value
+
+    def known(self, name: str, value: Any) -> Any:
+        """``value``, which a function or sign of that name made."""
+        self.families.add(_FAMILY[name])
+        self.unfinished |= bool(value.is_Rational)
+        return value
 
     def atom(self) -> Any:
         token = self.take()
@@ -180,20 +224,23 @@ class _Reader:
             value = number(self.sum())
             self.take("\\rvert" if token == "\\lvert" else token)
             self.bars -= 1
-            return sympy.Abs(value)
+            return self.known("|", sympy.Abs(value))
         name = token.lstrip("\\")
         if token in ("\\frac", "\\binom"):
             over, under = number(self.argument()), number(self.argument())
-            return over / under if name == "frac" else sympy.binomial(small(over), under)
+            if name == "binom":
+                return self.known(name, sympy.binomial(small(over), under))
+            self.unfinished |= left_over([over], [under])
+            return over / under
         if token == "\\sqrt" and self.next == "[":
             self.take()
             root = number(self.sum())
             self.take("]")
-            return raised(number(self.argument()), 1 / root)
+            return self.known("root", raised(number(self.argument()), 1 / root))
         if name in _FUNCTIONS:
             return self.applied(name)
         if name in _CONSTANTS:
-            return _CONSTANTS[name]
+            return self.known(name, _CONSTANTS[name])
         if name in _GREEK or (token == name and len(name) == 1):
             return self.symbol(name)
         if token == name and len(name) <= 3:  # a product, such as xy
@@ -209,7 +256,7 @@ class _Reader:
             name += "_" + (self.take() and self.take() if braced else self.take())
             if braced:
                 self.take("}")
-        return sympy.Symbol(name, positive=True)
+        return sympy.Symbol(name, real=True)
 
     def argument(self) -> Any:
         if self.next == "{":
@@ -227,7 +274,7 @@ class _Reader:
         while self.next[:1].isalpha() and len(self.next) == 1 and name != "sqrt":  # sin 2x
             value *= number(self.power())
         value = function(value) if base is None else sympy.log(value) / sympy.log(base)
-        return value if exponent is None else raised(value, exponent)
+        return self.known(name, value if exponent is None else raised(value, exponent))
 
     def sequence(self, opened: str) -> Any:
         items = [] if self.next in _CLOSES[opened] else [self.item()]
@@ -269,13 +316,59 @@ def raised(base: Any, exponent: Any) -> Any:
     return base**exponent
 
 
-def readings(text: str) -> Any:
+def left_over(over: list[Any], under: list[Any]) -> bool:
+    """Whether a product leaves numbers to be multiplied: a fraction of whole numbers is one."""
+    whole = all(part.is_Integer for part in over if getattr(part, "is_Rational", False))
+    for parts in (over, under):
+        rational = sum(getattr(part, "is_Rational", False) for part in parts)
+        roots = sum(getattr(part, "is_Pow", False) and part.base.is_Rational for part in parts)
+        if rational > 1 or roots > 1:
+            return True
+    return any(part.is_Rational and not (whole and part.is_Integer) for part in under)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a text says, and in what form.
+
+    Attributes:
+        value: An expression, or a tuple whose first item tells what it is.
+        families: Of :data:`_KIN`, those of which it uses something.
+        unfinished: Whether it leaves numbers to be calculated.
+        leaves: How many numbers and names it has.
+        digits: How many digits.
+    """
+
+    value: Any
+    families: frozenset[int]
+    unfinished: bool
+    leaves: int
+    digits: int
+
+
+def readings(text: str) -> Reading:
     """What a text says; where it says plus or minus, both."""
-    if "\\pm" in text or "\\mp" in text:
-        first = _Reader(text.replace("\\pm", "+").replace("\\mp", "-")).whole()
-        other = _Reader(text.replace("\\pm", "-").replace("\\mp", "+")).whole()
-        return ("many", [*parts(first), *parts(other)])
-    return _Reader(text).whole()
+    signs = (("+", "-"), ("-", "+")) if "\\pm" in text or "\\mp" in text else (("", ""),)
+    readers = [_Reader(text.replace("\\pm", plus).replace("\\mp", minus)) for plus, minus in signs]
+    values = [reader.whole() for reader in readers]
+    names = [token for token in readers[0].tokens if token[-1].isalnum() and token not in _SIGNS]
+    return Reading(
+        values[0] if len(values) == 1 else ("many", [part for value in values for part in parts(value)]),
+        frozenset().union(*(reader.families for reader in readers)),
+        any(reader.unfinished for reader in readers),
+        len(names),
+        sum(character.isdigit() for character in text),
+    )
+
+
+def unfinished(answer: Reading, reference: Reading) -> bool:
+    """Whether an answer leaves work over that its reference does not."""
+    return (
+        (answer.unfinished and not reference.unfinished)
+        or not answer.families <= reference.families
+        or answer.leaves > LEAVES * reference.leaves + MORE_LEAVES
+        or answer.digits > DIGITS * reference.digits + MORE_DIGITS
+    )
 
 
 def parts(value: Any) -> list[Any]:
@@ -307,6 +400,9 @@ def same(left: Any, right: Any) -> bool:
     if kinds[0] == "equal":
         if same(left[1], right[1]) and same(left[2], right[2]):
             return True
+        if any(getattr(side[1], "is_Symbol", False) and number(side[2]).is_number for side in (left, right)):
+            # It is solved: what it was solved from does not say so.
+            return False
         ratio = sympy.simplify((number(left[1]) - number(left[2])) / (number(right[1]) - number(right[2])))
         return bool(ratio.is_number and ratio.is_finite and ratio != 0)
     return equal(left, right)
@@ -320,9 +416,16 @@ def equal(left: Any, right: Any) -> bool:
         return False
     if left.free_symbols != right.free_symbols and sympy.simplify(left - right).free_symbols:
         return False
+    if None not in (rational := [left.is_rational, right.is_rational]) and rational[0] != rational[1]:
+        return False
     difference, symbols, near = left - right, sorted((left - right).free_symbols, key=str), 0
-    for point in range(4):
-        values = {symbol: sympy.Rational(7 + 3 * n + 5 * point, 11) for n, symbol in enumerate(symbols)}
+    for number_, (size, signs) in enumerate(_POINTS if symbols else _POINTS[:1]):
+        values = {
+            symbol: signs[n % 2] * size * sympy.Rational(7 + 3 * n + 5 * number_, 11)
+            for n, symbol in enumerate(symbols)
+        }
+        if not (defined(left, values) and defined(right, values)):
+            continue
         at = difference.subs(values).evalf(60, maxn=400)
         scale = 1 + abs(left.subs(values).evalf(15))
         if not (at.is_number and at.is_finite and scale.is_finite):
@@ -330,21 +433,50 @@ def equal(left: Any, right: Any) -> bool:
         if abs(at) > scale * sympy.Float("1e-40"):
             return False
         near += 1
-        if not symbols:
-            break
-    return near == (4 if symbols else 1) or sympy.simplify(difference) == 0
+    return near >= (3 if symbols else 1) or sympy.simplify(difference) == 0
+
+
+_POINTS = (
+    (sympy.Rational(1, 3), (1, 1)),
+    (sympy.Rational(1, 20), (1, 1)),
+    (sympy.Rational(1, 30), (1, 1)),
+    (sympy.Rational(1, 40), (-1, 1)),
+    (sympy.Integer(1), (-1, -1)),
+    (sympy.Integer(9), (1, 1)),
+    (sympy.Integer(7), (-1, 1)),
+    (sympy.Integer(17), (1, -1)),
+    (sympy.Integer(23), (1, 1)),
+    (sympy.Integer(40), (1, 1)),
+)
+"""Sizes and signs of what symbols stand for: between 0 and 1, and beyond whatever an answer may turn at."""
+
+
+def defined(expression: Any, values: Any) -> bool:
+    """Whether roots and logarithms are real at a point: elsewhere, the rules for them do not hold."""
+    for part in expression.atoms(sympy.Pow, sympy.log):
+        if part.is_number or (part.is_Pow and part.exp.is_integer):
+            continue
+        if part.is_Pow and part.exp.subs(values).is_Integer:
+            continue
+        inside = part.args[0].subs(values)
+        if inside.is_number and not inside.evalf(15).is_positive:
+            return False
+    return True
 
 
 def verdict(answer: str, reference: str) -> str:
-    """``same``, ``different``, or which of the two cannot be read."""
+    """``same``, ``different``, ``unfinished``, or which of the two cannot be read."""
     read = []
     for name, text in (("reference", reference), ("answer", answer)):
         try:
             read.append(readings(text))
         except (Unreadable, ArithmeticError, ValueError, TypeError, AttributeError, RecursionError):
             return f"unreadable {name}"
+    right, left = read
+    if unfinished(left, right):
+        return "unfinished"
     try:
-        return "same" if same(*read) else "different"
+        return "same" if same(left.value, right.value) else "different"
     except (Unreadable, ArithmeticError, ValueError, TypeError, AttributeError, RecursionError):
         return "different"
 
