@@ -350,7 +350,7 @@ def test_only_what_is_needed_is_kept(data: Path):
         ("tasks.json", b'[{"id": "0"}]'),
         ("split_tasks.json", b'{"train": ["77"], "test": []}'),
         ("db.json.gz", b"no gzip"),
-        ("db.json.gz", gzip.compress(b'{"users": {"a": {}}}')),
+        ("db.json.gz", gzip.compress(b'{"users": {"a": {}}}', mtime=0)),
     ],
 )
 def test_damaged_data_are_no_zero_reward(data: Path, tmp_path: Path, file: str, damage: bytes):
