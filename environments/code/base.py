@@ -3,7 +3,7 @@
 Invariants: the policy's sandbox is closed before anything is scored; :meth:`CodeEnv.scoring` sees the
 artifact that was handed in and nothing else of the episode, and works in sandboxes that the policy never
 entered. A sandbox that the policy's own actions ended is scored; a failure of the machinery around it is
-raised.
+raised, and so is a step whose environment was closed or reset meanwhile.
 
 ``worker`` is ``async``: every wait is for a sandbox and has a deadline. Forks replay the actions.
 """
@@ -37,6 +37,9 @@ SECONDS = 30.0
 
 LIMITS = ("cpus", "memory", "pids", "disk", "inodes")
 """What ``limits`` may hold beside ``seconds``: the fields of a :class:`~agentgym.sandboxes.SandboxSpec`."""
+
+WHOLE = ("memory", "pids", "disk", "inodes")
+"""Those of them that are whole numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +90,15 @@ class CodeEnv(Env[str]):
         max_steps: int | None = 30,
         render_mode: str | None = None,
     ) -> None:
-        self._backend, self._options = sandbox, dict(sandbox_options or {})
-        self._limits = dict(limits or {})
+        self._backend, self._options = sandbox, named("sandbox_options", sandbox_options)
+        self._limits = named("limits", limits)
         for name, value in self._limits.items():
             if name not in (*LIMITS, "seconds"):
                 raise UnknownName("limit", name, (*LIMITS, "seconds"))
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise UsageError(f"the limit {name} is {value!r}", hint="give a number")
+            if name in WHOLE and value != int(value):
+                raise UsageError(f"the limit {name} is {value!r}", hint="give a whole number")
         self.seconds = float(self._limits.pop("seconds", SECONDS))
         if not 0 < self.seconds <= 3_600:
             raise UsageError(f"the limit of seconds is {self.seconds:g}", hint="give 0 to 3600")
@@ -104,6 +109,7 @@ class CodeEnv(Env[str]):
         self._toolbox = Toolbox(())
         self._handed: tuple[Any] | None = None
         self._turns = 0
+        self._episode: object = None
 
     # What a family adds ---------------------------------------------------------------------
 
@@ -205,7 +211,7 @@ class CodeEnv(Env[str]):
         if self._lease is not None and self._lease.loop is not asyncio.get_running_loop():
             await self._give_up()
         await self._close_sandboxes()
-        self._turns, self._handed = 0, None
+        self._turns, self._handed, self._episode = 0, None, object()
         self.sandbox = await self._start_sandbox(self.sandbox_spec(task), "policy")
         try:
             text = await self.opening(task)
@@ -217,7 +223,28 @@ class CodeEnv(Env[str]):
         return text, {"tools": self._toolbox.schemas}
 
     async def act(self, action: str) -> Transition:
-        """Run the calls of a turn; score what was handed in."""
+        """Run the calls of a turn; score what was handed in.
+
+        Raises:
+            EnvironmentFailed: The episode was broken off: there is no score of it.
+        """
+        episode = self._episode
+        made = await self._turn(action)
+        if self._closed or self._episode is not episode:
+            # Its sandboxes ended by the caller's doing, and not by the policy's.
+            raise EnvironmentFailed(
+                "the environment was closed or reset in the middle of a step",
+                hint="wait for a step's end before that; the episode has no score",
+            )
+        return made
+
+    def shut(self) -> Any:
+        """Close what is open, and give the backend up."""
+        return None if self._lease is None else self._give_up()
+
+    # Its parts ------------------------------------------------------------------------------
+
+    async def _turn(self, action: str) -> Transition:
         if self._handed is not None:
             # Its sandbox is closed, and its artifact may be gone: that would be a score of nothing.
             raise EnvironmentFailed("the scoring of this episode was broken off", hint="start another one")
@@ -253,12 +280,6 @@ class CodeEnv(Env[str]):
             await self._close_sandboxes()
             return Transition(text, truncated=True, info=_info(valid, role))
         return Transition(text, info=_info(valid, role))
-
-    def shut(self) -> Any:
-        """Close what is open, and give the backend up."""
-        return None if self._lease is None else self._give_up()
-
-    # Its parts ------------------------------------------------------------------------------
 
     async def _calls(self, calls: Sequence[ToolCall]) -> tuple[str, bool]:
         """Results of the calls up to the one that hands in, and whether all were taken."""
@@ -298,11 +319,16 @@ class CodeEnv(Env[str]):
         return replace(spec, **whole)
 
     async def _start_sandbox(self, spec: SandboxSpec, what: str) -> Sandbox:
+        if self._closed:
+            raise EnvironmentFailed("the environment is closed: no sandbox starts in it")
         if self._lease is None:
             self._lease = lease(self._backend, self._options)
         owner = f"{type(self).__name__} {what}"
         made = await self._lease.backend.start(self._spec_of(spec), owner=owner)
         self._open.append(made)
+        if self._closed:
+            await self._close_sandboxes()
+            raise EnvironmentFailed("the environment was closed while a sandbox of it started")
         return made
 
     async def _close_sandboxes(self) -> None:
@@ -339,6 +365,17 @@ class CodeEnv(Env[str]):
 
 class Refused(Exception):
     """A turn that was not taken; its message says why."""
+
+
+def named(what: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy of an argument that holds values by name; empty where there is none.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if given is not None and not (isinstance(given, Mapping) and all(isinstance(n, str) for n in given)):
+        raise UsageError(f"{what} is {given!r}", hint=f'give names with values, like {what}={{"name": 1}}')
+    return dict(given or {})
 
 
 def _info(valid: bool, role: str, **more: Any) -> dict[str, Any]:

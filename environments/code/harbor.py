@@ -18,8 +18,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
-import math
 import re
 import shutil
 import tarfile
@@ -28,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from agentgym.actions import write_calls
-from agentgym.environments.code.base import CodeEnv, Score
+from agentgym.environments.code import harbor_verdict as verdict
+from agentgym.environments.code.base import Score, named
+from agentgym.environments.code.base_folder import FolderEnv
 from agentgym.environments.code.harbor_folder import TaskFolder, read_folder
 from agentgym.errors import EnvironmentFailed, MissingDependency, UsageError
 from agentgym.messages import ToolCall
@@ -36,7 +36,7 @@ from agentgym.sandboxes import Mount, PathRefused, Sandbox, SandboxSpec
 from agentgym.sandboxes.base import MIB
 from agentgym.sandboxes.scratch import Scratch
 from agentgym.task import Task, TaskSet, of_list
-from agentgym.tools import Tool, tool
+from agentgym.tools import Tool
 from agentgym.tools.bash import bash_tool
 from agentgym.tools.edit import edit_tool
 
@@ -51,31 +51,15 @@ SECONDS = 120.0
 """Deadline of one command of the policy where ``limits`` says nothing else."""
 
 BUILD_SECONDS = 3_600.0
-
-MOST_SAID = 4 * MIB
-"""Most bytes that tests may print where their output is what decides."""
-
 _LOGS = ("verifier", "agent", "artifacts")
 _CHUNK = 60_000
-_RESULT = re.compile(r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
-_SUMMARY = "short test summary info"
-
-_ALONE = 77
-_JUDGE = f"""bash "$1"
-if [ "$2" = alone ] && [ "$PPID" = 1 ] && kill -KILL -1 2> /dev/null; then exit {_ALONE}; fi
-exit 0"""
-"""Runs the tests, and ends whatever else runs then: at once, for each moment is one to change a reward in.
-
-``kill`` to all reaches all of a sandbox that has process ids of its own, where its worker is the first one;
-it spares whoever calls it, and fails where there was nobody.
-"""
 
 
-class TaskFolders(CodeEnv):
+class TaskFolders(FolderEnv):
     """Tasks in the forms of Harbor and of Terminal-Bench 1.
 
     Args:
-        folder: A task's folder, or a folder of tasks.
+        folder: A task's folder, or a folder of tasks; needed.
         build: Build a task's image from its Dockerfile where the daemon has none. That runs somebody's
             commands, with the network and the rights of the Docker daemon.
         image: Name of a task's image, with ``{id}``; default: the one that the task names, or the one that
@@ -93,7 +77,7 @@ class TaskFolders(CodeEnv):
         left_out: Why a task is left out of the task set, by id.
 
     Raises:
-        UsageError: There is no task that can be used.
+        UsageError: There is no folder, or no task in it that can be used.
         DataUnavailable: A task's files cannot be read.
     """
 
@@ -103,7 +87,7 @@ class TaskFolders(CodeEnv):
     def __init__(
         self,
         *,
-        folder: str | Path,
+        folder: str | Path | None = None,
         build: bool = False,
         image: str | None = None,
         workdir: str | None = None,
@@ -113,12 +97,17 @@ class TaskFolders(CodeEnv):
         max_steps: int | None = 50,
         render_mode: str | None = None,
     ) -> None:
+        if not isinstance(folder, str | Path):
+            raise UsageError(
+                "no folder of tasks is given" if folder is None else f"folder is {folder!r}",
+                hint="give folder=…: a task's folder, or a folder of tasks (--env folder=… for a command)",
+            )
         if sandbox == "docker":
-            sandbox_options = {"writable": True, "user": "0:0", **(sandbox_options or {})}
+            sandbox_options = {"writable": True, "user": "0:0", **named("sandbox_options", sandbox_options)}
         super().__init__(
             sandbox=sandbox,
             sandbox_options=sandbox_options,
-            limits={"seconds": SECONDS, **(limits or {})},
+            limits={"seconds": SECONDS, **named("limits", limits)},
             max_steps=max_steps,
             render_mode=render_mode,
         )
@@ -144,7 +133,7 @@ class TaskFolders(CodeEnv):
 
     async def begin(self, task: Task) -> tuple[str, dict[str, Any]]:
         """See :meth:`CodeEnv.begin`."""
-        self._forget()
+        self.forget()
         self._around = await asyncio.to_thread(_surroundings, self._folders[task.id])
         await self._see_image(self._folders[task.id])
         return await super().begin(task)
@@ -156,11 +145,6 @@ class TaskFolders(CodeEnv):
             return None
         calls = [ToolCall("bash", {"command": command}) for command in commands]
         return [write_calls([call]) for call in (*calls, ToolCall("submit", {}))]
-
-    def shut(self) -> Any:
-        """See :meth:`CodeEnv.shut`."""
-        self._forget()
-        return super().shut()
 
     # A code environment's parts -------------------------------------------------------------
 
@@ -179,12 +163,33 @@ class TaskFolders(CodeEnv):
 
     def tools(self, task: Task) -> Sequence[Tool]:
         """``bash``, ``edit`` and ``submit``."""
-        submit = tool(name="submit")(self._submit)
-        return bash_tool(self.sandbox, seconds=self.seconds), edit_tool(self.sandbox), submit
+        return bash_tool(self.sandbox, seconds=self.seconds), edit_tool(self.sandbox), self.submit_tool()
 
-    async def unsubmitted(self) -> Any:
-        """What is there at the last turn."""
-        return await self._take()
+    async def take(self) -> Mapping[str, Path | None] | str:
+        """Copies of what is judged on this machine, by path; or why there are none."""
+        paths = self._paths(self._folders[self.task.id])
+        self._forget_kept()
+        self._kept = await asyncio.to_thread(Scratch, "TaskFolders artifact")
+        taken: dict[str, Path | None] = {}
+        for number, path in enumerate(paths):
+            taken[path] = None
+            if (await self.sandbox.exec(["test", "-e", path])).return_code == 1:
+                continue
+            taken[path] = place = self._kept.path / str(number)
+            try:
+                await self.sandbox.download(
+                    path, place, max_bytes=MOST_BYTES // len(paths), max_files=MOST_FILES // len(paths)
+                )
+            except PathRefused as refused:
+                return f"what was left cannot be copied: {refused.message}"
+        return taken
+
+    def forget(self) -> None:
+        """See :meth:`FolderEnv.forget`."""
+        self._forget_kept()
+        if self._around is not None:
+            self._around.close()
+            self._around = None
 
     async def scoring(self, task: Task, artifact: Mapping[str, Path | None] | str) -> Score:
         """The reward of the task's own tests; ``info["why"]`` says why there is none."""
@@ -199,14 +204,9 @@ class TaskFolders(CodeEnv):
                         return _score(0.0, why)
                 return await self._verdict(sandbox, folder)
         finally:
-            await asyncio.to_thread(self._forget)
+            await asyncio.to_thread(self.forget)
 
     # Its parts ------------------------------------------------------------------------------
-
-    async def _submit(self) -> str:
-        """Hand in the files as they are now. This ends the task."""
-        self.hand_in(await self._take())
-        return "submitted"
 
     def _lacks(self, task: TaskFolder) -> str:
         if task.lacks:
@@ -274,121 +274,32 @@ class TaskFolders(CodeEnv):
         if not made.ok:
             raise EnvironmentFailed(f"{root} of {task.id!r} cannot be made: {made.stderr.strip()[:200]}")
 
-    async def _take(self) -> Mapping[str, Path | None] | str:
-        """Copies of what is judged on this machine, by path; or why there are none."""
-        paths = self._paths(self._folders[self.task.id])
-        self._forget_kept()
-        self._kept = await asyncio.to_thread(Scratch, "TaskFolders artifact")
-        taken: dict[str, Path | None] = {}
-        for number, path in enumerate(paths):
-            taken[path] = None
-            if (await self.sandbox.exec(["test", "-e", path])).return_code == 1:
-                continue
-            taken[path] = place = self._kept.path / str(number)
-            try:
-                await self.sandbox.download(
-                    path, place, max_bytes=MOST_BYTES // len(paths), max_files=MOST_FILES // len(paths)
-                )
-            except PathRefused as refused:
-                return f"what was left cannot be copied: {refused.message}"
-        return taken
-
     async def _verdict(self, sandbox: Sandbox, task: TaskFolder) -> Score:
         if task.needs_image:
             assert self._around is not None
             await sandbox.upload(self._around.path / "tests", "/tests")
-        # In a sandbox of tier none, "everything" would be everything of this machine.
-        alone = "shared" if self.tier == "none" else "alone"
-        command = ["bash", "-c", _JUDGE, "judge", f"/tests/{task.script}", alone]
-        ran = await sandbox.exec(command, seconds=task.seconds, limit=MOST_SAID)
-        if ran.ended or ran.timed_out:
-            return _score(0.0, f"its tests did not end: {ran.ended or f'{task.seconds:g} s were over'}")
-        if ran.return_code not in (0, _ALONE):
-            return _score(0.0, "what runs its tests was ended by what they run")
-        more = {"left_running": ran.return_code == _ALONE}
+        # In a sandbox of tier none, all that runs would be all of this machine.
+        command = verdict.command(f"/tests/{task.script}", alone=self.tier != "none")
+        ran = await sandbox.exec(command, seconds=task.seconds, limit=verdict.MOST_SAID)
+        if why := verdict.broken(ran):
+            return _score(0.0, why)
+        left = ran.return_code == verdict.ALONE
         if task.form == "terminal-bench":
-            if ran.cut_stdout:
-                return _score(0.0, f"its tests printed more than {MOST_SAID // MIB} MiB", **more)
-            passed, count = read_summary(ran.stdout)
-            if not count:
-                several = ran.stdout.count(_SUMMARY) > 1
-                return _score(
-                    0.0, f"its tests printed {'several summaries' if several else 'no summary'}", **more
-                )
-            return _score(
-                float(passed == count), "" if passed == count else "a test failed", tests=count, **more
-            )
+            reward, why, count = verdict.summed(ran)
+            return _score(reward, why, left_running=left, tests=count)
         given: dict[str, float | None] = {}
         for name in ("reward.json", "reward.txt"):
             try:
                 data = await sandbox.read(f"/logs/verifier/{name}", limit=64 << 10)
             except PathRefused:
                 continue
-            given[name] = read_reward(data, name)
-        return _score(*agreed(given), **more)
+            given[name] = verdict.read_reward(data, name)
+        return _score(*verdict.agreed(given), left_running=left)
 
     def _forget_kept(self) -> None:
         if self._kept is not None:
             self._kept.close()
             self._kept = None
-
-    def _forget(self) -> None:
-        self._forget_kept()
-        if self._around is not None:
-            self._around.close()
-            self._around = None
-
-
-def read_reward(data: bytes, name: str) -> float | None:
-    """The reward in a file that tests wrote; ``None`` where there is none.
-
-    Args:
-        data: Its content.
-        name: ``reward.txt``: a number. ``reward.json``: an object with numbers; the one called ``reward``
-            counts, or the only one.
-    """
-    try:
-        text = data.decode()
-        if name == "reward.txt":
-            value: Any = float(text)
-        else:
-            given = json.loads(text)
-            numbers = {
-                k: v for k, v in given.items() if isinstance(v, int | float) and not isinstance(v, bool)
-            }
-            only = next(iter(numbers.values())) if len(numbers) == 1 else None
-            value = numbers.get("reward", only)
-        return float(value) if value is not None and math.isfinite(value) else None
-    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
-        return None
-
-
-def agreed(given: Mapping[str, float | None]) -> tuple[float, str]:
-    """The reward, and why it is 0 where that is nobody's.
-
-    Args:
-        given: What :func:`read_reward` found in each of the files that are there, by name.
-    """
-    if not given:
-        return 0.0, "its tests wrote no reward"
-    name, reward = next(iter(given.items()))
-    if len(set(given.values())) > 1:
-        return 0.0, f"{' and '.join(given)} do not agree"
-    if reward is None:
-        return 0.0, f"{name} holds no reward"
-    if not 0 <= reward <= 1:
-        return 0.0, f"{name} holds {reward:g}, and a reward is 0 to 1"
-    return reward, ""
-
-
-def read_summary(output: str) -> tuple[int, int]:
-    """How many tests passed, and how many there were, by the summary of pytest's option ``-rA``.
-
-    Where there are several, one of them is somebody else's than pytest's: they tell of no test.
-    """
-    parts = output.split(_SUMMARY)
-    results = [read[1] for line in parts[-1].splitlines() if (read := _RESULT.match(line))]
-    return (results.count("PASSED"), len(results)) if len(parts) == 2 else (0, 0)
 
 
 def _surroundings(task: TaskFolder) -> Scratch:

@@ -19,7 +19,8 @@ from typing import Any
 from agentgym.actions import write_calls
 from agentgym.arguments import one_of
 from agentgym.environments.code import terminal_tasks as shop
-from agentgym.environments.code.base import CodeEnv, Score
+from agentgym.environments.code.base import Score
+from agentgym.environments.code.base_folder import FolderEnv
 from agentgym.environments.code.terminal_chore import Run
 from agentgym.errors import EnvironmentFailed, UsageError
 from agentgym.messages import ToolCall
@@ -27,7 +28,7 @@ from agentgym.sandboxes import ExecResult, PathRefused, Sandbox
 from agentgym.sandboxes.base import MIB
 from agentgym.sandboxes.scratch import Scratch
 from agentgym.task import Task, TaskSet
-from agentgym.tools import Tool, tool
+from agentgym.tools import Tool
 from agentgym.tools.bash import bash_tool
 from agentgym.tools.edit import edit_tool
 
@@ -42,7 +43,7 @@ SECONDS = 60.0
 """Deadline of making a folder, and of judging one."""
 
 
-class Terminal(CodeEnv):
+class Terminal(FolderEnv):
     """Shell tasks about files, text, git, archives, processes and SQLite.
 
     Args:
@@ -113,16 +114,11 @@ class Terminal(CodeEnv):
         calls = [ToolCall("bash", {"command": command}) for command in task.private["oracle"]]
         return [write_calls([call]) for call in (*calls, ToolCall("submit", {}))]
 
-    def shut(self) -> Any:
-        """See :meth:`CodeEnv.shut`."""
-        self._forget()
-        return super().shut()
-
     # A code environment's parts -------------------------------------------------------------
 
     async def opening(self, task: Task) -> str:
         """Make the folder, give it to the policy, start what runs beside it, and tell what is asked."""
-        self._forget()
+        self.forget()
         for program in shop.chore(task.id).needs:
             found = await self.sandbox.exec(["sh", "-c", 'command -v "$1"', "sh", program], seconds=SECONDS)
             if not found.ok:
@@ -144,31 +140,11 @@ class Terminal(CodeEnv):
     def tools(self, task: Task) -> Sequence[Tool]:
         """``bash``, ``edit`` if it is wanted, and ``submit``."""
         edit = (edit_tool(self.sandbox),) if self._edit else ()
-        return bash_tool(self.sandbox, seconds=self.seconds), *edit, tool(name="submit")(self._submit)
+        return bash_tool(self.sandbox, seconds=self.seconds), *edit, self.submit_tool()
 
-    async def unsubmitted(self) -> Any:
-        """What lies in the folder at the last turn."""
-        return await self._take()
-
-    async def scoring(self, task: Task, artifact: Path | str) -> Score:
-        """1 if what was left is as asked, else 0; ``info["why"]`` says in what it is not."""
-        try:
-            why = artifact if isinstance(artifact, str) else await self._judge(task, artifact)
-        finally:
-            await asyncio.to_thread(self._forget)
-        told = "What is there is not what was asked for." if why else "What is there is what was asked for."
-        return Score(float(not why), not why, told, {"why": why})
-
-    # Its parts ------------------------------------------------------------------------------
-
-    async def _submit(self) -> str:
-        """Hand in the folder as it is now. This ends the task."""
-        self.hand_in(await self._take())
-        return "submitted"
-
-    async def _take(self) -> Path | str:
+    async def take(self) -> Path | str:
         """A copy of the policy's folder on this machine, or why there is none."""
-        self._forget()
+        self.forget()
         self._left = await asyncio.to_thread(Scratch, "Terminal artifact")
         folder = self._left.path / "after"
         try:
@@ -176,6 +152,23 @@ class Terminal(CodeEnv):
         except PathRefused as refused:
             return f"the folder cannot be copied: {refused.message}"
         return folder
+
+    def forget(self) -> None:
+        """See :meth:`FolderEnv.forget`."""
+        if self._left is not None:
+            self._left.close()
+            self._left = None
+
+    async def scoring(self, task: Task, artifact: Path | str) -> Score:
+        """1 if what was left is as asked, else 0; ``info["why"]`` says in what it is not."""
+        try:
+            why = artifact if isinstance(artifact, str) else await self._judge(task, artifact)
+        finally:
+            await asyncio.to_thread(self.forget)
+        told = "What is there is not what was asked for." if why else "What is there is what was asked for."
+        return Score(float(not why), not why, told, {"why": why})
+
+    # Its parts ------------------------------------------------------------------------------
 
     async def _judge(self, task: Task, folder: Path) -> str:
         done: list[dict[str, Any]] = []
@@ -198,11 +191,6 @@ class Terminal(CodeEnv):
             return str(json.loads(judged.stdout)["why"]) if judged.ok else "what was left cannot be judged"
         except (ValueError, KeyError, TypeError):
             return "what was left cannot be judged"
-
-    def _forget(self) -> None:
-        if self._left is not None:
-            self._left.close()
-            self._left = None
 
 
 async def _lay(sandbox: Sandbox, task_id: str, root: str) -> None:

@@ -281,10 +281,47 @@ def test_an_environment_may_be_closed_in_the_middle_of_a_step(env: Counting) -> 
         await asyncio.sleep(0.3)
         await env.aclose()
         await asyncio.wait([step], timeout=10)
-        assert step.done() and not env._open
+        # That it ended is the caller's doing, and no score.
+        with pytest.raises(EnvironmentFailed, match="in the middle of a step"):
+            step.result()
+        assert not env._open
 
     asyncio.run(play())
     assert {record.id for record in records.listed() if record.pid == os.getpid()} <= before
+
+
+def test_an_environment_that_is_closed_while_it_scores_starts_nothing_more(env: Counting) -> None:
+    before = {record.id for record in records.listed()}
+
+    async def play() -> None:
+        await env.areset(seed=0)
+        await env.astep(call("sh", command="echo 42 > answer"))
+        step = asyncio.create_task(env.astep(call("submit")))
+        while env._handed is None:  # noqa: ASYNC110 - nobody tells when
+            await asyncio.sleep(0)
+        await env.aclose()
+        await asyncio.wait([step], timeout=10)
+        with pytest.raises(EnvironmentFailed, match="closed"):
+            step.result()
+        assert not env._open and not backends._shared.get(asyncio.get_running_loop())
+
+    asyncio.run(play())
+    assert {record.id for record in records.listed() if record.pid == os.getpid()} <= before
+
+
+def test_a_step_that_a_reset_broke_off_has_no_score(env: Counting) -> None:
+    async def play() -> None:
+        await env.areset(seed=0)
+        step = asyncio.create_task(env.astep(call("sh", command="sleep 20")))
+        await asyncio.sleep(0.3)
+        await env.areset(seed=1)
+        await asyncio.wait([step], timeout=10)
+        with pytest.raises(EnvironmentFailed, match="reset in the middle of a step"):
+            step.result()
+        assert (await env.astep(call("sh", command="cat notes")))[0] == "keep calm\n"
+        await env.aclose()
+
+    asyncio.run(play())
 
 
 def test_a_scoring_that_was_broken_off_is_no_score(env: Counting) -> None:
@@ -317,6 +354,14 @@ def test_wrong_arguments_are_refused() -> None:
     for endless in (float("inf"), float("nan")):
         with pytest.raises(UsageError, match="the limit memory"):
             Counting(limits={"memory": endless}, **UNSAFE)
+    for whole in ("memory", "pids", "disk", "inodes"):
+        with pytest.raises(UsageError, match=f"the limit {whole} is 2.5") as fraction:
+            Counting(limits={whole: 2.5}, **UNSAFE)
+        assert "whole number" in str(fraction.value)
+    assert Counting(limits={"pids": 64.0, "cpus": 0.5}, **UNSAFE)._limits == {"pids": 64.0, "cpus": 0.5}
+    for name in ("limits", "sandbox_options"):
+        with pytest.raises(UsageError, match=rf"{name} is \[1\]"):
+            Counting(**{name: [1]})
     with pytest.raises(UsageError, match="isolates nothing"):
         Counting(sandbox="process").reset(seed=0)
     with pytest.raises(UnknownName, match="docker"):

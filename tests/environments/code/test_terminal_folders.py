@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from agentgym.actions import write_calls
 from agentgym.environments.code.base import Score
-from agentgym.environments.code.harbor import TaskFolders, agreed, read_reward, read_summary
+from agentgym.environments.code.harbor import TaskFolders
 from agentgym.environments.code.harbor_folder import TaskFolder, read_folder
+from agentgym.environments.code.harbor_verdict import MOST_SAID, agreed, read_reward, read_summary, summed
 from agentgym.errors import AgentGymError, DataUnavailable, UsageError
 from agentgym.messages import ToolCall
-from agentgym.sandboxes import Sandbox
+from agentgym.sandboxes import ExecResult, Sandbox
 
 TEST = """
 if [ "$(cat /app/out/greeting.txt)" = "hello" ] && [ ! -e /app/old ]; then r=1; else r=0; fi
@@ -168,6 +169,18 @@ def test_no_folder_and_no_task_are_refused(tmp_path: Path) -> None:
             read_folder(folder)
 
 
+def test_an_environment_without_a_folder_says_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no folder of tasks is given") as missing:
+        TaskFolders()
+    assert "folder=" in str(missing.value)
+    with pytest.raises(UsageError, match="folder is 5"):
+        TaskFolders(folder=5)  # type: ignore[arg-type]
+    harbor(tmp_path / "greet")
+    for name in ("limits", "sandbox_options"):
+        with pytest.raises(UsageError, match=rf"{name} is \['x'\]"):
+            TaskFolders(folder=tmp_path, **{name: ["x"]})  # type: ignore[arg-type]
+
+
 # What tests say -----------------------------------------------------------------------------
 
 
@@ -228,6 +241,13 @@ def test_one_summary_of_pytest_counts_and_several_are_none() -> None:
     assert read_summary("PASSED a::b\n") == (0, 0)
     for forged in (f"{banner}PASSED a::b\n", "short test summary info\nPASSED a::b\n"):
         assert read_summary(said + forged) == read_summary(forged + said) == (0, 0)
+    assert summed(ExecResult(said + said, "", 0)) == (0.0, "its tests printed several summaries", 0)
+    assert summed(ExecResult(said, "", 0)) == (1.0, "", 2)
+    # Whoever prints too much would have the true one cut off.
+    assert summed(ExecResult(said, "", 0, cut_stdout=1))[:2] == (
+        0.0,
+        f"its tests printed more than {MOST_SAID >> 20} MiB",
+    )
     # What is added to the only one takes no failure away.
     assert read_summary(f"{banner}FAILED a::b\nPASSED a::b\n") == (1, 2)
 
