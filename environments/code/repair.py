@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from agentgym import datasets
+from agentgym import paths
 from agentgym.actions import write_calls
 from agentgym.environments.code import repair_images as images_of
 from agentgym.environments.code import repair_scoring as scoring
@@ -25,7 +25,7 @@ from agentgym.environments.code.repair_instances import (
     load,
 )
 from agentgym.environments.code.repair_measure import SECONDS, WORK
-from agentgym.errors import UsageError
+from agentgym.errors import MissingData, UsageError
 from agentgym.messages import ToolCall
 from agentgym.sandboxes import Sandbox, SandboxSpec
 from agentgym.task import Task, TaskSet
@@ -182,7 +182,9 @@ class Repair(CodeEnv):
 
     def _instances(self) -> dict[str, Instance]:
         if self._known is None:
-            place = self._data or datasets.find(NAME)
+            place = self._data or paths.find_data(NAME)
+            if place is None:
+                raise MissingData(NAME, paths.data_path(), hint="agentgym data build repair")
             found = load(place, images=self._images, python=self._python)
             self._known = {instance.id: instance for instance in found}
         return self._known

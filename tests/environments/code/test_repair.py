@@ -22,7 +22,7 @@ from agentgym.environments.code.repair import Repair
 from agentgym.environments.code.repair_archives import Index
 from agentgym.environments.code.repair_instances import SWE_GYM, Instance, load
 from agentgym.environments.code.repair_recipes import Recipe, Recipes, recipes
-from agentgym.errors import DataUnavailable, EnvironmentFailed, UsageError
+from agentgym.errors import DataUnavailable, EnvironmentFailed, MissingData, UsageError
 from agentgym.messages import ToolCall
 from agentgym.sandboxes import make_backend
 
@@ -521,3 +521,12 @@ def test_the_command_takes_the_archives_of_a_folder(tmp_path: Path, monkeypatch:
     told = CliRunner().invoke(command, ["build", "repair", "--from", str(tmp_path / "archives")])
     assert isinstance(told.exception, DataUnavailable) and "is not in" in str(told.exception)
     assert not (tmp_path / "data" / "repair").exists()
+
+
+def test_a_data_set_that_was_never_built_names_what_builds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTGYM_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with pytest.raises(MissingData, match="agentgym data build repair"):
+        Repair().tasks("train")
