@@ -351,8 +351,11 @@ class BubblewrapBackend(Backend):
             if report is None:  # while bubblewrap and the worker start
                 fill()
         except BaseException:
-            if groups is not None:
-                groups.remove()
+            # It may have started already, and its files could not be laid.
+            with contextlib.suppress(SandboxFailed):
+                made.ask("stop", id=id)
+            if groups is not None and not groups.remove():
+                self._left += groups.places
             raise
         finally:
             os.close(filter_)
