@@ -228,9 +228,12 @@ class CodeEnv(Env[str]):
         Raises:
             EnvironmentFailed: The episode was broken off: there is no score of it.
         """
+        if self._handed is not None:
+            # Its sandbox is closed, and its artifact may be gone: that would be a score of nothing.
+            raise EnvironmentFailed("the scoring of this episode was broken off", hint="start another one")
         episode = self._episode
         made = await self._turn(action)
-        if self._closed or self._episode is not episode:
+        if self._over(episode):
             # Its sandboxes ended by the caller's doing, and not by the policy's.
             raise EnvironmentFailed(
                 "the environment was closed or reset in the middle of a step",
@@ -245,9 +248,6 @@ class CodeEnv(Env[str]):
     # Its parts ------------------------------------------------------------------------------
 
     async def _turn(self, action: str) -> Transition:
-        if self._handed is not None:
-            # Its sandbox is closed, and its artifact may be gone: that would be a score of nothing.
-            raise EnvironmentFailed("the scoring of this episode was broken off", hint="start another one")
         self._turns += 1
         role, valid = "tool", True
         turn = read_turn(action)
@@ -319,17 +319,23 @@ class CodeEnv(Env[str]):
         return replace(spec, **whole)
 
     async def _start_sandbox(self, spec: SandboxSpec, what: str) -> Sandbox:
-        if self._closed:
+        episode = self._episode
+        if self._over(episode):
             raise EnvironmentFailed("the environment is closed: no sandbox starts in it")
         if self._lease is None:
             self._lease = lease(self._backend, self._options)
         owner = f"{type(self).__name__} {what}"
         made = await self._lease.backend.start(self._spec_of(spec), owner=owner)
         self._open.append(made)
-        if self._closed:
-            await self._close_sandboxes()
-            raise EnvironmentFailed("the environment was closed while a sandbox of it started")
+        if self._over(episode):
+            await made.close()
+            self._drop(made)
+            raise EnvironmentFailed("the environment was closed or reset while a sandbox of it started")
         return made
+
+    def _over(self, episode: object) -> bool:
+        """Whether the environment was closed, or plays another episode by now."""
+        return self._closed or self._episode is not episode
 
     async def _close_sandboxes(self) -> None:
         # A step that is under way may close them at the same time.
