@@ -314,7 +314,7 @@ class TestWithoutAnImage:
         [
             ("open('/logs/verifier/reward.json', 'w').write('{\"reward\": 1}')", "do not agree"),
             ("open('/logs/verifier/reward.json', 'w').write('{\"reward\": 1000000}')", "do not agree"),
-            ("import os, signal; os.kill(os.getppid(), 9); os.kill(os.getsid(0), 9)", "was ended by"),
+            ("import os; os.kill(os.getsid(0), 9)", "was ended by"),
         ],
     )
     def test_what_code_under_test_writes_beside_the_reward_does_not_count(
