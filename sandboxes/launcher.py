@@ -215,6 +215,7 @@ class Launcher:
         """Kill a sandbox; its end is told as any other."""
         launched = self.running.get(id)
         if launched is not None:
+            kill_group(launched.pid)
             os.kill(launched.pid, signal.SIGKILL)
 
     def do_copy(self, fds: list[int], source: str, target: str) -> None:
@@ -249,6 +250,7 @@ class Launcher:
             launched = self.by_pid.pop(pid, None)
             if launched is not None:
                 del self.running[launched.id]
+                kill_group(pid)
                 code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
                 self.send({"ended": launched.id, "status": code, "memory": launched.killed})
 
@@ -302,6 +304,12 @@ def become(parent: int, words: list[str], fds: list[int], limits: dict[str, int]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(limit, (most, most))
     os.execve(words[0], words, {})
+
+
+def kill_group(pid: int) -> None:
+    """Kill what bubblewrap's outer process leads: the inner one may not yet die with it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def processes() -> tuple[dict[int, list[int]], dict[int, int]]:
