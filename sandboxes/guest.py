@@ -34,10 +34,10 @@ def hide() -> None:
     What the host sends passes through here: tests, and what tells their report from a forged one.
     """
     try:
-        import _ctypes  # type: ignore[import-not-found]  # its Python shell costs milliseconds
+        import _ctypes  # its Python shell costs milliseconds
     except ImportError:
         return
-    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 2), "prctl")
+    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 2), "prctl")  # type: ignore[arg-type]
     _ctypes.call_function(prctl, (4, 0, 0, 0, 0))  # PR_SET_DUMPABLE
 
 

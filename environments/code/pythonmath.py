@@ -188,7 +188,8 @@ class PythonMath(CodeEnv):
         return super()._prepare(seed, asked)
 
     def _of_files(self, split: str) -> TaskSet:
-        digest, table = hashlib.sha256(), {}
+        digest = hashlib.sha256()
+        table: dict[str, Task] = {}
         for named, path in self._files.items():
             if named not in ("", split):
                 continue
