@@ -22,7 +22,11 @@ import selectors
 import subprocess
 import sys
 import time
-from typing import Any
+from json.encoder import encode_basestring_ascii
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LIMIT = 16 << 20
 """Bytes of reports that are kept."""
@@ -31,35 +35,44 @@ PLAIN = "[pytest]\n"
 """The configuration that the tests run under: none."""
 
 
-class Reporter:
-    """A plug-in of pytest that writes each test's outcome to a descriptor."""
+def reporter(descriptor: int, token: str) -> tuple[object, Callable[[int], None]]:
+    """A plug-in of pytest that writes each test's outcome to a descriptor, and what writes the end.
 
-    def __init__(self, descriptor: int, token: str) -> None:
-        self.descriptor = descriptor
-        self.token = token
-        self.outcomes: dict[str, str] = {}
+    Nothing of it is a module's or a class's attribute that the code under test could replace, and it calls
+    nothing that is one.
+    """
+    write, quote = os.write, encode_basestring_ascii
+    outcomes: dict[str, str] = {}
+    get = outcomes.get
+    head = f"[{quote(token)}, "
 
-    def tell(self, kind: str, name: str, outcome: str | int) -> None:
-        """Write one report."""
-        os.write(self.descriptor, (json.dumps([self.token, kind, name, outcome]) + "\n").encode())
+    def tell(kind: str, name: str, outcome: str) -> None:
+        line = f"{head}{quote(kind)}, {quote(name)}, {outcome}]\n".encode()
+        while line:
+            line = line[write(descriptor, line) :]
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        """Keep the worst of a test's three phases."""
-        outcome = report.outcome
-        if hasattr(report, "wasxfail"):
-            outcome = "xfailed" if report.outcome == "skipped" else "xpassed"
-        before = self.outcomes.get(report.nodeid, "passed")
-        if before == "passed" or outcome == "failed":
-            self.outcomes[report.nodeid] = outcome
+    class Plugin:
+        __slots__ = ()
 
-    def pytest_runtest_logfinish(self, nodeid: str, location: Any) -> None:
-        """The test has ended."""
-        self.tell("test", nodeid, self.outcomes.get(nodeid, "missing"))
+        @staticmethod
+        def pytest_runtest_logreport(report: Any) -> None:
+            # The worst of a test's three phases.
+            outcome = report.outcome
+            if hasattr(report, "wasxfail"):
+                outcome = "xfailed" if report.outcome == "skipped" else "xpassed"
+            if get(report.nodeid, "passed") == "passed" or outcome == "failed":
+                outcomes[report.nodeid] = outcome
 
-    def pytest_collectreport(self, report: Any) -> None:
-        """Tell what could not be collected."""
-        if report.failed:
-            self.tell("uncollected", report.nodeid, str(report.longrepr)[-2000:])
+        @staticmethod
+        def pytest_runtest_logfinish(nodeid: str, location: Any) -> None:
+            tell("test", nodeid, quote(get(nodeid, "missing")))
+
+        @staticmethod
+        def pytest_collectreport(report: Any) -> None:
+            if report.failed:
+                tell("uncollected", report.nodeid, quote(str(report.longrepr)[-2000:]))
+
+    return Plugin(), lambda code: tell("end", "", str(code))
 
 
 def child(task: dict[str, Any]) -> int:
@@ -76,12 +89,12 @@ def child(task: dict[str, Any]) -> int:
         # pytest is imported: what an installation says of where the repository lies must not come first.
         sys.path[:0] = task["path"]
 
-    reporter = Reporter(task.pop("descriptor"), task.pop("token"))
+    plugin, end = reporter(task.pop("descriptor"), task.pop("token"))
     options = ["-p", "no:cacheprovider", "-c", task["configuration"], "--rootdir", task["root"], "-q"]
     options += ["--tb=line", "--continue-on-collection-errors", *task["tests"]]
     # The status is told with the rest: that of the process says nothing, as anything inside can set it.
-    code = int(pytest.main(options, plugins=[reporter]))
-    reporter.tell("end", "", code)
+    code = int(pytest.main(options, plugins=[plugin]))
+    end(code)
     return 0
 
 
@@ -176,7 +189,7 @@ def gather(process: subprocess.Popen[bytes], taken: int, seconds: float) -> tupl
 
 
 if __name__ == "__main__":
-    given_task = json.loads(sys.stdin.buffer.read())
+    # Not kept in a name of this module, which the code under test can read.
     if sys.argv[1:] == ["child"]:
-        sys.exit(child(given_task))
-    parent(given_task)
+        sys.exit(child(json.loads(sys.stdin.buffer.read())))
+    parent(json.loads(sys.stdin.buffer.read()))

@@ -1,29 +1,34 @@
 """Score a repair in the way of SWE-bench, in a sandbox that the policy never entered.
 
 Invariants: what is judged is a patch and nothing else of what the policy left; the patch is applied to the
-repository as it was, what it does to tests and to their configuration is undone, the hidden tests are laid
-over, and every listed test has to be reported as passed by :mod:`repair_runner`; a run in which the tests
-that must fail do not fail, or that is not told to its end, is worth nothing. Only a failure of the machinery
-around the sandbox is raised.
+repository as it was, what it does to tests and to their configuration is undone, and the hidden tests are
+laid over. They are run twice, each time in a sandbox of its own, as two versions that
+:mod:`repair_spoil` makes of them before anything of the patch has run: a random half of the tests is made to
+fail in one, the others in the other. :mod:`repair_runner` has to report every listed test as passed where it
+was left alone, and as failed where it was not; so neither run is the real one, and a report that says
+"passed" of everything is worth nothing. A run that is not told to its end is not either. Only a failure of
+the machinery around the sandbox is raised.
 
-What is left: the code under test shares a process with pytest. A patch that finds the reporter in memory,
-and tells the tests that must fail from the others, can forge a report. It cannot do so by printing, by files,
-by an exit status, by leaving something behind or by what it does to pytest as a whole.
+What is left: the code under test shares a process with pytest. A patch that finds the reporter in memory, and
+that tells the tests that were made to fail from the others, can forge both reports.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import secrets
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from agentgym.environments.code.repair_instances import TESTBED, Instance
 from agentgym.environments.code.repair_measure import (
     LIBS,
+    PYTHON,
+    REPORT,
     SECONDS,
     WORK,
     Run,
@@ -35,6 +40,10 @@ from agentgym.sandboxes.base import MIB, ExecResult, Sandbox, SandboxEnded, Sand
 
 MAX_PATCH = MIB
 """Most bytes of a patch; one that is larger is not taken."""
+
+SPOILER = Path(__file__).with_name("repair_spoil.py")
+_SPOILER_INSIDE = "/tmp/agentgym-spoil.py"
+_PATCH = "/tmp/agentgym.patch"
 
 _GIT = {
     # Files of the repository may belong to another user than the one who runs git inside.
@@ -69,7 +78,7 @@ class Verdict:
     """How a repair was judged.
 
     Attributes:
-        success: Every listed test passed, and the run can be believed.
+        success: Every listed test passed, and the runs can be believed.
         why: What was wrong otherwise.
         fail_to_pass: Share of these tests that passed, 0 to 1.
         pass_to_pass: Likewise.
@@ -83,6 +92,21 @@ class Verdict:
     pass_to_pass: float = 0.0
     dropped: tuple[str, ...] = ()
     output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Spoiled:
+    """Two versions of the hidden tests, in each of which some fail.
+
+    Attributes:
+        texts: New content by file, of each version.
+        tests: The tests that have to fail, in each version.
+        loose: Tests of which it is not known; they may fail in one of the versions.
+    """
+
+    texts: tuple[Mapping[str, str], ...]
+    tests: tuple[frozenset[str], ...]
+    loose: frozenset[str]
 
 
 def spec_of(instance: Instance) -> SandboxSpec:
@@ -155,37 +179,58 @@ async def take_patch(sandbox: Sandbox, base: str) -> tuple[bytes, str]:
 
 
 async def score(start: Start, instance: Instance, patch: bytes, *, seconds: float = SECONDS) -> Verdict:
-    """Apply a patch to the repository as it was and run the hidden tests.
+    """Apply a patch to the repository as it was and run the hidden tests, twice.
 
     Args:
-        start: Starts the sandbox.
+        start: Starts a sandbox.
         instance: What is repaired.
         patch: Any bytes.
-        seconds: Deadline of the tests.
+        seconds: Deadline of the tests, each time.
 
     Raises:
-        SandboxFailed: The machinery around the sandbox broke.
+        SandboxFailed: The machinery around a sandbox broke.
         EnvironmentFailed: The instance itself cannot be used.
     """
     if not patch.strip():
         return Verdict(False, "nothing was changed")
-    async with start(spec_of(instance)) as sandbox:
-        await prepare(sandbox, instance)
-        dropped, why = await _apply(sandbox, instance, patch)
+    spoiled: Spoiled | None = None
+    dropped: tuple[str, ...] = ()
+    runs: list[Run] = []
+    for version in range(2):
+        async with start(spec_of(instance)) as sandbox:
+            await prepare(sandbox, instance)
+            dropped, why = await _apply(sandbox, instance, patch)
+            if why:
+                return Verdict(False, why, dropped=dropped)
+            if why := await lay(sandbox, [instance.test_patch]):
+                return Verdict(
+                    False, f"the hidden tests cannot be laid over the change: {why}", dropped=dropped
+                )
+            spoiled = spoiled or await _spoil(sandbox, instance)
+            try:
+                run, why = await _run(sandbox, instance, spoiled.texts[version], seconds)
+            except SandboxEnded as error:
+                return Verdict(False, f"the code under test ended its sandbox: {error.why}", dropped=dropped)
+        runs.append(run)
         if why:
-            return Verdict(False, why, dropped=dropped)
-        if why := await lay(sandbox, [instance.test_patch]):
-            return Verdict(False, f"the hidden tests cannot be laid over the change: {why}", dropped=dropped)
-        try:
-            return await _judge(sandbox, instance, dropped, seconds)
-        except SandboxEnded as error:
-            return Verdict(False, f"the code under test ended its sandbox: {error.why}", dropped=dropped)
+            break
+    assert spoiled is not None
+    holds = _holds(runs, spoiled)
+    why = why or _missing(instance, holds) or _forged(runs, spoiled)
+    return Verdict(
+        not why,
+        why,
+        fail_to_pass=_share(instance.fail_to_pass, holds),
+        pass_to_pass=_share(instance.pass_to_pass, holds),
+        dropped=dropped,
+        output=runs[-1].output,
+    )
 
 
 async def _apply(sandbox: Sandbox, instance: Instance, patch: bytes) -> tuple[tuple[str, ...], str]:
     """Apply a patch and undo what it may not do: the files that were undone, and why nothing was applied."""
-    await sandbox.write("/tmp/agentgym.patch", patch)
-    applied = await _git(sandbox, "apply", "--index", "--whitespace=nowarn", "/tmp/agentgym.patch")
+    await sandbox.write(_PATCH, patch)
+    applied = await _git(sandbox, "apply", "--index", "--whitespace=nowarn", _PATCH)
     if not applied.ok:
         return (), f"the patch cannot be applied: {applied.stderr.strip()[:300]}"
     told = await _git(sandbox, "diff", "--cached", "--raw", "-z", "--no-renames", "HEAD")
@@ -219,14 +264,39 @@ async def _apply(sandbox: Sandbox, instance: Instance, patch: bytes) -> tuple[tu
 async def lay(sandbox: Sandbox, patches: Sequence[str]) -> str:
     """Apply patches that are trusted, one after the other: why one cannot be applied, or nothing."""
     for patch in patches:
-        await sandbox.write("/tmp/agentgym.patch", patch.encode("utf-8", "surrogateescape"))
-        laid = await _git(sandbox, "apply", "--whitespace=nowarn", "/tmp/agentgym.patch")
+        await sandbox.write(_PATCH, patch.encode("utf-8", "surrogateescape"))
+        laid = await _git(sandbox, "apply", "--whitespace=nowarn", _PATCH)
         if not laid.ok:
             return laid.stderr.strip()[:300] or laid.ended
     return ""
 
 
-async def _judge(sandbox: Sandbox, instance: Instance, dropped: tuple[str, ...], seconds: float) -> Verdict:
+async def _spoil(sandbox: Sandbox, instance: Instance) -> Spoiled:
+    """Two versions of the hidden tests, which lie in the sandbox; nothing of the patch has run in it."""
+    task = {"root": WORK, "tests": [*instance.fail_to_pass, *instance.pass_to_pass]}
+    await sandbox.write(_SPOILER_INSIDE, SPOILER.read_bytes())
+    python = PYTHON if instance.image is None else instance.python
+    done = await sandbox.exec(
+        [python, "-I", "-S", "-B", _SPOILER_INSIDE], stdin=json.dumps(task).encode(), seconds=60, limit=REPORT
+    )
+    await _must(sandbox, f"rm -f {_SPOILER_INSIDE}")
+    if not done.ok or done.cut_stdout:
+        raise EnvironmentFailed(
+            f"the tests of {instance.id} cannot be read inside: {done.ended or done.stderr.strip()[-300:]}",
+            hint=f"{python} has to be Python 3.8 or later",
+        )
+    made = json.loads(done.stdout)
+    return Spoiled(tuple(made["texts"]), tuple(map(frozenset, made["spoiled"])), frozenset(made["loose"]))
+
+
+async def _run(
+    sandbox: Sandbox, instance: Instance, texts: Mapping[str, str], seconds: float
+) -> tuple[Run, str]:
+    """Run one version of the tests; also why the run is not believed."""
+    # What could be compared with what is run.
+    await _must(sandbox, f"rm -f {_PATCH}")
+    for file, text in texts.items():
+        await sandbox.write(f"{WORK}/{file}", text.encode())
     files = list(instance.test_files)
     name, content, holds, fails = _canary()
     place = str(PurePosixPath(files[0]).parent / name)
@@ -239,18 +309,28 @@ async def _judge(sandbox: Sandbox, instance: Instance, dropped: tuple[str, ...],
         run = await run_tests(
             sandbox, path=[WORK], tests=files, seconds=seconds, python=instance.python, site=True
         )
-    passed = run.passed
-    verdict = {
-        "fail_to_pass": _share(instance.fail_to_pass, passed),
-        "pass_to_pass": _share(instance.pass_to_pass, passed),
-    }
-    return Verdict(
-        not (why := _doubts(run, place, holds, fails) or _missing(instance, passed)),
-        why,
-        **verdict,
-        dropped=dropped,
-        output=run.output,
+    return run, _doubts(run, place, holds, fails)
+
+
+def _holds(runs: Sequence[Run], spoiled: Spoiled) -> frozenset[str]:
+    """The tests that passed wherever they were left alone."""
+    left = [run.passed for run in runs]
+    ever = frozenset[str]().union(*left)
+    lost = frozenset[str]().union(
+        *(ever - passed - tests - spoiled.loose for passed, tests in zip(left, spoiled.tests, strict=False))
     )
+    honest = frozenset[str]().union(
+        *(passed - tests for passed, tests in zip(left, spoiled.tests, strict=False))
+    )
+    return honest - lost
+
+
+def _forged(runs: Sequence[Run], spoiled: Spoiled) -> str:
+    """Why the reports are not believed: a test that was made to fail is not reported so."""
+    for run, tests in zip(runs, spoiled.tests, strict=False):
+        if any(run.tests.get(name) != "failed" for name in tests):
+            return "a test that always fails did not fail"
+    return ""
 
 
 def _doubts(run: Run, place: str, holds: Sequence[str], fails: Sequence[str]) -> str:
