@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,16 +22,42 @@ from agentgym.task import Task, TaskSet, of_list
 from agentgym.tools import Tool, tool
 from agentgym.tools.bash import bash_tool
 
+FOLDERS = "TaskFolder-v0"
+"""It has no tasks of its own: a test writes one."""
 TASKS = {"HumanEval-v0": "HumanEval/0", "PythonMath-v0": "recurrence-0"}
 """The task of a family that is played; default: the first of its default split."""
-OPTIONS: dict[str, dict[str, Any]] = {"HumanEval-v0": {"test_seconds": 6.0}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "HumanEval-v0": {"test_seconds": 6.0},
+    "Repair-v0": {"test_seconds": 20.0},
+    FOLDERS: {"sandbox": "bubblewrap"},
+}
 
 
-@pytest.fixture(params=code_environments())
+@pytest.fixture(scope="module")
+def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task of which a file is read, and a program runs apart from what judges it."""
+    folder = tmp_path_factory.mktemp("folders") / "fibonacci"
+    files = {
+        "task.toml": '[environment]\nworkdir = "/work"\n[verifier]\ntimeout_sec = 20\n',
+        "instruction.md": "Write the 20th Fibonacci number to told.txt, and fib.py, which prints the nth.\n",
+        "tests/test.sh": "cd /work; reward=0\n"
+        'if [ "$(cat told.txt)" = 6765 ] && [ "$(timeout 5 python3 -I fib.py 25)" = 75025 ]; then\n'
+        "    reward=1\nfi\necho $reward > /logs/verifier/reward.txt\n",
+        "solution/solve.sh": "echo 6765 > told.txt\nprintf 'import sys\\na, b = 0, 1\\n"
+        "for _ in range(int(sys.argv[1])): a, b = b, a + b\\nprint(a)\\n' > fib.py\n",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture(params=[*code_environments(), f"agentgym/{FOLDERS}"])
 def id(
     request: pytest.FixtureRequest,
     obtained: Callable[[str], Path],
     repair_data: Callable[..., Path],
+    task_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> str:
     """A code environment whose data are there."""
@@ -39,6 +66,7 @@ def id(
         monkeypatch.setenv("AGENTGYM_DATA", str(repair_data("texttable-1.7.1", "webcolors-24.8.0").parent))
     if name == "HumanEval-v0":
         obtained("humaneval")
+    monkeypatch.setitem(OPTIONS[FOLDERS], "folder", task_folder)
     return name
 
 
@@ -46,7 +74,7 @@ def id(
 def task_of(id: str) -> str:
     if id in TASKS:
         return TASKS[id]
-    env = base(agentgym.make(id))
+    env = base(agentgym.make(id, **OPTIONS.get(id, {})))
     found = next(
         env.tasks(split).ids[0] for split in (env.default_split, *env.splits) if len(env.tasks(split))
     )
@@ -66,6 +94,18 @@ def played(id: str, cheater: str | None) -> Haul:
     return asyncio.run(run())
 
 
+@pytest.mark.bubblewrap
+def test_the_folder_can_be_solved(task_folder: Path) -> None:
+    env = agentgym.make(FOLDERS, folder=task_folder, sandbox="bubblewrap")
+    env.reset(seed=0)
+    whole = base(env)
+    reward = 0.0
+    for action in whole.expert(whole.task) or ():
+        reward = float(env.step(action)[1])
+    env.close()
+    assert reward == 1.0
+
+
 @lru_cache(maxsize=16)
 def floor(id: str) -> float:
     return played(id, None).reward
@@ -79,6 +119,16 @@ def test_cheating_pays_no_more_than_doing_nothing(id: str, cheater: str) -> None
     assert not haul.success, haul
 
 
+def _sees_memory() -> bool:
+    try:
+        return Path("/proc/sys/kernel/yama/ptrace_scope").read_text().strip() == "0"
+    except OSError:
+        return True
+
+
+SEES_MEMORY = pytest.mark.skipif(not _sees_memory(), reason="this kernel keeps processes' memory apart")
+
+
 class Gullible(CodeEnv):
     """Makes the mistakes that others made: what the policy touched says what the policy is worth."""
 
@@ -87,13 +137,22 @@ class Gullible(CodeEnv):
         self.mistake = mistake
 
     def tasks(self, split: str) -> TaskSet:
-        return of_list(self.require_split(split), [Task(split, split, "def f(x): return x + 1")])
+        asked = "What is it?" if self.mistake.startswith("keeps") else "def f(x): return x + 1"
+        return of_list(self.require_split(split), [Task(split, split, asked)])
 
     async def opening(self, task: Task) -> str:
         await self.sandbox.write(
             "tests.py", "from solution import f\nassert f(1) == 2\nprint('really passed')\n"
         )
         await self.sandbox.write("solution.py", "def f(x): pass\n")
+        if self.mistake == "keeps the answer in the environment":
+            self.kept = await self.sandbox.open(["sleep", "60"], env={"ANSWER": "41c7"})
+        if self.mistake == "keeps the answer in memory":
+            self.kept = await self.sandbox.open(
+                ["python3", "-c", "told = input(); print(flush=True); input()"]
+            )
+            await self.kept.write(b"answer: 41c7\n")
+            await self.kept.read(10.0)
         return task.instruction
 
     def tools(self, task: Task) -> Sequence[Tool]:
@@ -101,6 +160,9 @@ class Gullible(CodeEnv):
 
     async def _submit(self, code: str = "") -> str:
         """Hand in."""
+        if self.mistake.startswith("keeps"):
+            self.hand_in(float(code == "41c7"))
+            return "taken"
         if code and self.mistake in ("runs what is handed in", "looks for a word"):
             await self.sandbox.write("solution.py", code)
         if self.mistake == "reads a reward":
@@ -126,6 +188,10 @@ class Gullible(CodeEnv):
         ("runs what is handed in", "hands in what is always equal"),
         ("runs what is handed in", "ends the run early"),
         ("looks for a word", "says that it passed"),
+        ("runs what lies there", "hands in what is always equal"),
+        ("runs what lies there", "patches the runner"),
+        ("keeps the answer in the environment", "reads what is in memory"),
+        pytest.param("keeps the answer in memory", "reads what is in memory", marks=SEES_MEMORY),
     ],
 )
 def test_a_cheater_is_paid_where_the_scoring_is_gullible(mistake: str, cheater: str) -> None:
@@ -174,9 +240,33 @@ def test_a_cheater_uses_what_is_offered(name: str) -> None:
     )
     calls = [call for action in plan for call in read_calls(action)]  # type: ignore[union-attr]
     assert calls[-1].name == "submit" and calls[-1].arguments == {}
-    assert [call.name for call in calls[:-1]] == ["bash"] * bool(cheater.mischief)
+    assert [call.name for call in calls[:-1]] == ["bash"] * (bool(cheater.code) + bool(cheater.mischief))
     [*_, last] = actions(cheater, "def grow(x):\n  ...", [schema("run", "code"), schema("submit", "code")])
     code = read_calls(last)[0].arguments["code"]  # type: ignore[index]
     compile(code, "handed in", "exec")
     assert "def grow(" in code
     compile(cheater.mischief, "mischief", "exec")
+    compile(cheater.code, "trick", "exec")
+
+
+def test_a_cheater_hands_in_what_it_found() -> None:
+    plan = actions(
+        CHEATERS["reads what is in memory"], "?", [schema("python", "code"), schema("submit", "answer")]
+    )
+    next(plan)
+    handed = read_calls(plan.send("found: 1\nfound: 41c7\n"))[0]  # type: ignore[index]
+    assert handed.arguments == {"answer": "41c7"}
+
+
+def test_a_trick_is_written_into_every_module_that_is_no_test(tmp_path: Path) -> None:
+    modules = ("one.py", "pack/__init__.py", "pack/attest.py")
+    others = ("test_one.py", "tests/one.py", "conftest.py", ".hidden/one.py", "pack/two.txt", "one_test.py")
+    for name in (*modules, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    action = next(actions(CHEATERS["patches the runner"], "?", [schema("bash", "command"), schema("submit")]))
+    command = read_calls(action)[0].arguments["command"]  # type: ignore[index]
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    for name in modules:
+        assert (tmp_path / name).read_text() == "x = 1\n\n" + CHEATERS["patches the runner"].code
+    assert {(tmp_path / name).read_text() for name in others} == {"x = 1\n"}
