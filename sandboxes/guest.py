@@ -55,6 +55,7 @@ class Command:
         self.flags = 0
         self.pending: list[bytes] = []
         self.closing = False
+        self.status: int | None = None
 
 
 class Guest:
@@ -220,12 +221,16 @@ class Guest:
                     if command.left[kind] <= 0:
                         self.poll.register(fd, select.POLLIN)
                     command.left[kind] += count
+            if command.status is not None:
+                self.finish(command)
 
     def do_signal(self, number: int, signal: int) -> None:
         """Send a signal to a command's process group."""
         command = self.commands.get(number)
         if command is not None:
             kill_group(command.pid, signal)
+            if command.status is not None and signal == signals.SIGKILL:
+                self.finish(command, wanted=False)
 
     def do_clear(self, number: int) -> None:
         """End every process but this one; outside a namespace of its own, the groups of commands."""
@@ -315,22 +320,32 @@ class Guest:
             command = self.by_pid.pop(pid, None)
             if command is None:
                 continue
-            # What is in its pipes now is its output; whatever it left running is not waited for.
-            for fd in (command.stdout, command.stderr):
-                if self.readers.get(fd, (None,))[0] is not command:
-                    continue  # closed already, and its number may be another command's by now
-                until = time.monotonic() + GRACE
-                while fd in self.readers and self.forward(fd) and time.monotonic() < until:
-                    pass
-                if fd in self.readers:
-                    self.drop(fd)
-            command.pending, command.closing = [], True
-            self.feed(command)
-            code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            took = int((time.monotonic() - command.started) * 1e6)
-            told = (code + 256, command.flags, command.cut[b"o"], command.cut[b"e"], took)
-            self.send(b"x", command.number, b"".join(value.to_bytes(8, "big") for value in told))
-            del self.commands[command.number]
+            command.status = status
+            self.finish(command)
+
+    def finish(self, command: Command, wanted: bool = True) -> None:
+        """Tell of a command that ended, once what it wrote was taken, as far as that is ``wanted``.
+
+        What is in its pipes now is its output; whatever it left running is not waited for.
+        """
+        for fd in (command.stdout, command.stderr):
+            if self.readers.get(fd, (None,))[0] is not command:
+                continue  # closed already, and its number may be another command's by now
+            until = time.monotonic() + GRACE
+            while wanted and fd in self.readers and self.forward(fd) and time.monotonic() < until:
+                pass
+            if fd in self.readers:
+                if wanted and command.paced and command.left[self.readers[fd][1]] <= 0:
+                    return  # there may be more, and its host will ask for it
+                self.drop(fd)
+        command.pending, command.closing = [], True
+        self.feed(command)
+        status = command.status or 0
+        code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        took = int((time.monotonic() - command.started) * 1e6)
+        told = (code + 256, command.flags, command.cut[b"o"], command.cut[b"e"], took)
+        self.send(b"x", command.number, b"".join(value.to_bytes(8, "big") for value in told))
+        del self.commands[command.number]
 
     # Files ----------------------------------------------------------------------------------
 

@@ -517,6 +517,28 @@ def test_a_file_with_holes_has_them_still_in_a_fork(host: Host) -> None:
     host.run(play())
 
 
+def test_what_a_process_wrote_before_it_ended_is_read_to_the_end(host: Host) -> None:
+    """It waits in a pipe while its reader takes its time."""
+
+    async def play() -> None:
+        async with host.fresh() as box:
+            for size in (300_000, 1_000_000):
+                process = await box.open(["sh", "-c", f"head -c {size} /dev/zero; echo done >&2; exit 3"])
+                await asyncio.sleep(0.3)
+                read = {"stdout": 0, "stderr": 0}
+                while (piece := await process.read(20)) is not None:
+                    read[piece[0]] += len(piece[1])
+                assert (read, process.returned) == ({"stdout": size, "stderr": 5}, 3)
+                await process.close()
+            # One that nobody reads to its end holds nothing up.
+            process = await box.open(["head", "-c", "300000", "/dev/zero"])
+            await asyncio.sleep(0.3)
+            await process.close()
+            assert (await box.exec("ls /proc/self/fd | wc -l")).ok
+
+    host.run(play())
+
+
 def test_a_source_is_copied_and_never_changed(host: Host, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "file").write_text("before")
