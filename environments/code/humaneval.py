@@ -16,7 +16,7 @@ from pydantic import Field
 from agentgym import datasets
 from agentgym.actions import write_calls
 from agentgym.environments.code import humaneval_data, humaneval_run
-from agentgym.environments.code.base import CodeEnv, Score
+from agentgym.environments.code.base import CodeEnv, Score, named
 from agentgym.environments.code.humaneval_data import Problem, problems
 from agentgym.environments.code.relay import PYTHON, relay
 from agentgym.errors import UsageError
@@ -67,11 +67,11 @@ class HumanEval(CodeEnv):
         super().__init__(
             sandbox=sandbox,
             sandbox_options=sandbox_options,
-            limits={"seconds": 10.0, **(limits or {})},
+            limits={"seconds": 10.0, **named("limits", limits)},
             max_steps=max_steps,
             render_mode=render_mode,
         )
-        if not 0 < test_seconds <= 3_600:
+        if not isinstance(test_seconds, int | float) or not 0 < test_seconds <= 3_600:
             raise UsageError(f"test_seconds is {test_seconds!r}", hint="give more than 0, at most 3600")
         self._folder = None if folder is None else Path(folder)
         self._test_seconds = float(test_seconds)

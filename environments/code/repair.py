@@ -17,7 +17,7 @@ from agentgym import paths
 from agentgym.actions import write_calls
 from agentgym.environments.code import repair_images as images_of
 from agentgym.environments.code import repair_scoring as scoring
-from agentgym.environments.code.base import CodeEnv, Score
+from agentgym.environments.code.base import CodeEnv, Score, named
 from agentgym.environments.code.repair_instances import (
     SWE_BENCH,
     TESTBED_PYTHON,
@@ -81,14 +81,14 @@ class Repair(CodeEnv):
         super().__init__(
             sandbox=sandbox,
             sandbox_options=sandbox_options,
-            limits={"seconds": 120.0, **(limits or {})},
+            limits={"seconds": 120.0, **named("limits", limits)},
             max_steps=max_steps,
             render_mode=render_mode,
         )
         self._data = None if data is None else Path(data)
         self._images, self._python, self._dockerfiles = images, python, build_dockerfiles
-        if not 1 <= test_seconds <= 3_600:
-            raise UsageError(f"test_seconds is {test_seconds}", hint="give 1 to 3600")
+        if not isinstance(test_seconds, int | float) or not 1 <= test_seconds <= 3_600:
+            raise UsageError(f"test_seconds is {test_seconds!r}", hint="give 1 to 3600")
         self._test_seconds = test_seconds
         self._known: dict[str, Instance] | None = None
         self._base = ""
