@@ -255,29 +255,25 @@ class Launcher:
                 self.send({"ended": launched.id, "status": code, "memory": launched.killed})
 
     def look(self) -> None:
-        """Kill the largest processes of a sandbox that holds too much memory.
+        """Kill the largest processes of sandboxes that hold too much memory.
 
-        One look costs a pass over /proc, so it is made ten times as rarely as it takes time.
+        One look costs a pass over /proc, so looks take this process no more than a fifth of a processor.
         """
         now = time.monotonic()
         if not self.running or now < self.next_look:
             return
+        spent = time.process_time()
         watched = [launched for launched in self.running.values() if launched.memory]
         if watched:
             children, held = processes()
             for launched in watched:
                 # Without bubblewrap's outer process: what it has to tell is how the others ended.
                 tree = descendants(launched.pid, children)[1:]
-                total = sum(held.get(pid, 0) for pid in tree)
-                for pid in sorted(tree, key=lambda pid: held.get(pid, 0), reverse=True):
-                    if total <= launched.memory:
-                        break
-                    total -= held.get(pid, 0)
-                    launched.killed += 1
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-        took = time.monotonic() - now
-        self.next_look = time.monotonic() + max(GLANCE if watched else IDLE, 10 * took)
+                if sum(held.get(pid, 0) for pid in tree) > launched.memory:
+                    there = {pid: held.get(pid, 0) for pid in tree}
+                    launched.killed += relieve(launched.memory, there, now + GLANCE)
+        spent = time.process_time() - spent
+        self.next_look = time.monotonic() + max(GLANCE if watched else IDLE, 4 * spent)
 
 
 def become(parent: int, words: list[str], fds: list[int], limits: dict[str, int], groups: list[str]) -> None:
@@ -329,6 +325,31 @@ def processes() -> tuple[dict[int, list[int]], dict[int, int]]:
             children.setdefault(int(fields[1]), []).append(int(name))
             held[int(name)] = int(fields[21]) * PAGE
     return children, held
+
+
+def relieve(most: int, held: dict[int, int], until: float) -> int:
+    """Kill the largest of some processes until they hold ``most`` bytes together; how many were killed.
+
+    A page that several of them share is counted once, which costs the more the more they map: a process that
+    maps more than ``most`` by itself is not asked, and after ``until`` none is. All that these map counts.
+    """
+    total = killed = 0
+    seen: list[tuple[int, int]] = []
+    for pid in sorted(held, key=lambda pid: held[pid], reverse=True):
+        share = held[pid]
+        if share <= most and time.monotonic() < until:
+            with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/smaps_rollup", "rb") as place:
+                share = int(place.read().partition(b"\nPss:")[2].split(None, 1)[0]) * 1024
+        total += share
+        seen.append((share, pid))
+        while total > most:  # at once: it grows meanwhile
+            largest = max(seen)
+            seen.remove(largest)
+            total -= largest[0]
+            killed += 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(largest[1], signal.SIGKILL)
+    return killed
 
 
 def descendants(pid: int, children: dict[int, list[int]]) -> list[int]:

@@ -603,6 +603,20 @@ def many(count, mib, seconds):
 
 
 @attack
+def heirs(count, mib, seconds):
+    """Many processes that have the same memory, which is there once; says how many were left to end."""
+    piece = bytearray(b"x" * (mib << 20))
+    pids = []
+    for _ in range(count):
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(seconds)
+            os._exit(len(piece) >> 20 != mib)
+        pids.append(pid)
+    return {"whole": sum(os.waitpid(pid, 0)[1] == 0 for pid in pids)}
+
+
+@attack
 def shared(kind, mib):
     """Memory that is no process's: files in memory, System V segments, messages."""
     got = 0
