@@ -356,11 +356,12 @@ class Backend(ABC):
             MissingDependency: A package or program is not installed.
         """
 
-    @abstractmethod
     async def run(
         self, command: Sequence[str], spec: SandboxSpec | None = None, *, seconds: float = SECONDS
     ) -> ExecResult:
         """One command in a sandbox of its own, which is gone afterwards; raises as :meth:`start`."""
+        async with await self.start(spec) as sandbox:
+            return await sandbox.exec(command, seconds=seconds)
 
     @abstractmethod
     async def forget(self, snapshot: Snapshot) -> None:

@@ -385,7 +385,6 @@ class BubblewrapSandbox(ServedSandbox):
         self._told: asyncio.Future[dict[str, Any] | None] | None = None
         self._record: records.Record | None = None
         self._stderr = -1
-        self._generation = 0
         self._made = False
         home._sandboxes.add(self)
 

@@ -20,14 +20,13 @@ import secrets
 import stat
 import tarfile
 import tempfile
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agentgym.errors import SandboxFailed, UsageError
 from agentgym.sandboxes import records
-from agentgym.sandboxes.base import SECONDS, Backend, ExecResult, Sandbox, SandboxSpec, Snapshot
+from agentgym.sandboxes.base import Backend, Sandbox, SandboxSpec, Snapshot
 from agentgym.sandboxes.container import APPEAR_SECONDS, LABEL, DockerSandbox, Kept
 from agentgym.sandboxes.daemon import Daemon, Engine, Missing, Refused, discard, place
 from agentgym.sandboxes.images import build
@@ -94,13 +93,6 @@ class DockerBackend(Backend):
             packed = Path(folder, "source.tar")
             await asyncio.to_thread(_pack, spec.source, packed)
             return await self.begin(spec, owner, packed)
-
-    async def run(
-        self, command: Sequence[str], spec: SandboxSpec | None = None, *, seconds: float = SECONDS
-    ) -> ExecResult:
-        """See :meth:`Backend.run`."""
-        async with await self.start(spec) as sandbox:
-            return await sandbox.exec(command, seconds=seconds)
 
     async def forget(self, snapshot: Snapshot) -> None:
         """See :meth:`Backend.forget`."""

@@ -232,20 +232,6 @@ class Guest:
             if command.status is not None and signal == signals.SIGKILL:
                 self.finish(command, wanted=False)
 
-    def do_clear(self, number: int) -> None:
-        """End every process but this one; outside a namespace of its own, the groups of commands."""
-        for command in self.commands.values():
-            kill_group(command.pid, signals.SIGKILL)
-        if os.getpid() == 1:
-            for _ in range(100):
-                try:
-                    os.kill(-1, signals.SIGKILL)
-                except OSError:
-                    break
-                time.sleep(0.002)
-                self.reap()
-        self.send(b"k", number)
-
     def feed(self, command: Command) -> None:
         """Write what a command has not read yet."""
         fd = command.stdin
@@ -442,10 +428,6 @@ class Guest:
             if listed:
                 self.send(b"o", number, b"".join(listed))
                 listed = []
-        self.send(b"k", number)
-
-    def do_ping(self, number: int) -> None:
-        """Show that this is alive."""
         self.send(b"k", number)
 
 

@@ -17,12 +17,11 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from agentgym.errors import SandboxFailed, UsageError
 from agentgym.sandboxes import guest, records
-from agentgym.sandboxes.base import SECONDS, Backend, ExecResult, Sandbox, SandboxSpec, Snapshot
+from agentgym.sandboxes.base import Backend, Sandbox, SandboxSpec, Snapshot
 from agentgym.sandboxes.scratch import Scratch
 from agentgym.sandboxes.served import End, ServedSandbox
 
@@ -70,13 +69,6 @@ class ProcessBackend(Backend):
             await made.close()
             raise
         return made
-
-    async def run(
-        self, command: Sequence[str], spec: SandboxSpec | None = None, *, seconds: float = SECONDS
-    ) -> ExecResult:
-        """See :meth:`Backend.run`."""
-        async with await self.start(spec) as sandbox:
-            return await sandbox.exec(command, seconds=seconds)
 
     async def forget(self, snapshot: Snapshot) -> None:
         """See :meth:`Backend.forget`."""

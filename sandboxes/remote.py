@@ -99,13 +99,6 @@ class RemoteBackend(Backend):
                 raise
         return made
 
-    async def run(
-        self, command: Sequence[str], spec: SandboxSpec | None = None, *, seconds: float = SECONDS
-    ) -> ExecResult:
-        """See :meth:`Backend.run`."""
-        async with await self.start(spec) as sandbox:
-            return await sandbox.exec(command, seconds=seconds)
-
     async def forget(self, snapshot: Snapshot) -> None:
         """See :meth:`Backend.forget`."""
         if self._line is not None and not self._line.problem:

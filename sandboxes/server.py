@@ -33,7 +33,7 @@ from agentgym.sandboxes.base import (
 from agentgym.sandboxes.scratch import Scratch
 from agentgym.sandboxes.wire import Answer, Head
 from agentgym.serving.access import Access
-from agentgym.serving.run import ended_by_signals, http_server, listen
+from agentgym.serving.run import ended_by_signals, http_server, listen, url_of
 
 if TYPE_CHECKING:
     import uvicorn
@@ -91,12 +91,10 @@ def serve(
         UsageError: The address cannot be used.
     """
     with contextlib.closing(listen(config.host, config.port)) as listening:
-        host, port = listening.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
         async def run() -> None:
             async with make() as backend:
-                server = build(config, backend, lambda: started(url))
+                server = build(config, backend, lambda: started(url_of(listening)))
                 with ended_by_signals(server):
                     await server.serve(sockets=[listening])
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import agentgym
 from agentgym.errors import UsageError
 from agentgym.serving import protocol
 from agentgym.serving.access import Access
+from agentgym.serving.run import ended_by_signals, on_signals, plain_server, url_of
 from agentgym.serving.sessions import Session, Sessions
 from agentgym.tools.mcp import require_packages
 from agentgym.tools.mcp_wire import LONGEST, over_lines
@@ -275,7 +275,7 @@ async def serve_stdio(sessions: Sessions, incoming: int, outgoing: int) -> None:
         writer = asyncio.StreamWriter(transport, flow, None, loop)
         async with over_lines(reader, writer) as (read, write):
             serving = asyncio.create_task(server.run(read, write, server.create_initialization_options()))
-            with _signals(serving.cancel), contextlib.suppress(asyncio.CancelledError):
+            with on_signals(serving.cancel), contextlib.suppress(asyncio.CancelledError):
                 await serving
         writer.close()
     finally:
@@ -296,13 +296,11 @@ async def serve_http(
         token: What clients must know; ``None``: they must be on this machine.
         started: Called with the URL once clients can connect.
     """
-    import uvicorn
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
     from starlette.applications import Starlette
     from starlette.routing import Route
 
     manager = StreamableHTTPSessionManager(build(sessions))
-    host, port = listening.getsockname()[:2]
 
     class Endpoint:
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -318,48 +316,15 @@ async def serve_http(
                 reaping.cancel()
                 await sessions.aclose()
 
-    class Uvicorn(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            # Its own raise the signal again at the end, which would kill the process.
-            yield
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                shown = f"[{host}]" if ":" in host else host
-                started(f"http://{shown}:{port}{PATH}")
-
     app = Starlette(routes=[Route(PATH, endpoint=Endpoint())], lifespan=life)
-    server = Uvicorn(
-        uvicorn.Config(
-            Access(app, token, MAX_BYTES),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=2,
-            lifespan="on",
-        )
+    server = plain_server(
+        Access(app, token, MAX_BYTES),
+        shutdown_seconds=2,  # what a client listens to never ends by itself
+        started=lambda: started(url_of(listening) + PATH),
+        ws="none",
     )
-
-    def stop() -> None:
-        server.should_exit = True
-
-    with _signals(stop):
+    with ended_by_signals(server):
         await server.serve(sockets=[listening])
-
-
-@contextlib.contextmanager
-def _signals(stop: Callable[[], Any]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 def _plain(text: str) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from typing import Any
 
 import click
 
-from agentgym.cli.options import STACK_FIELDS, given, key_values, stack_options
+from agentgym.cli.options import STACK_FIELDS, given, key_values, served_options
 from agentgym.cli.output import messages
 from agentgym.errors import UsageError
 
@@ -24,9 +23,7 @@ from agentgym.errors import UsageError
     help="With --http, what clients must know; needed at other addresses than this machine's own. "
     "Prefer the variable: others can read a command line.",
 )  # fmt: skip
-@stack_options
-@click.option("--split", metavar="NAME", help="Where tasks are drawn from.  [default: the family's first]")
-@click.option("--worker", type=click.Choice(["async", "thread", "process"]), help="Default: the family's.")
+@served_options
 @click.option(
     "--max-sessions",
     type=click.IntRange(1),
@@ -38,14 +35,6 @@ from agentgym.errors import UsageError
     "--session-timeout", type=click.FloatRange(0), default=3600.0, show_default=True, metavar="SECONDS",
     help="With --http, end a session that asks for nothing this long; 0: never.",
 )  # fmt: skip
-@click.option(
-    "--step-timeout", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True,
-    metavar="SECONDS", help="Deadline of a step.",
-)  # fmt: skip
-@click.option(
-    "--reset-timeout", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
-    metavar="SECONDS", help="Deadline of a reset.",
-)  # fmt: skip
 def command(id: str, **options: Any) -> None:
     """Serve the environment ID to MCP clients: its tools, and `reset` and `act`.
 
@@ -56,6 +45,7 @@ def command(id: str, **options: Any) -> None:
     """
     from agentgym.cli.eval import _full
     from agentgym.serving.access import is_loopback
+    from agentgym.serving.run import listen
     from agentgym.serving.sessions import Limits, Sessions
     from agentgym.tools import mcp_server
     from agentgym.tools.mcp import require_packages
@@ -89,7 +79,7 @@ def command(id: str, **options: Any) -> None:
     def started(url: str) -> None:
         click.echo(f"serving {env.id} at {url}")
 
-    with contextlib.closing(_listen(*http)) as listening:
+    with contextlib.closing(listen(*http)) as listening:
         sessions = Sessions(env, split=options["split"], limits=limits)
         asyncio.run(mcp_server.serve_http(sessions, listening, token, started))
     messages().print("stopped")
@@ -100,13 +90,3 @@ def _address(text: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or int(port) > 65_535 or not host.strip("[]"):
         raise UsageError(f"{text!r} is no address", hint="write HOST:PORT, such as 127.0.0.1:8000")
     return host.strip("[]"), int(port)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=128)
-    except OSError as error:
-        raise UsageError(
-            f"cannot listen at {host}, port {port}: {error.strerror or error}", hint="choose another --http"
-        ) from error

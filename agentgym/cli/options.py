@@ -43,6 +43,26 @@ _STACK = [
     click.option("--max-turns", type=int, help="Turns after which an episode is truncated."),
     click.option("--max-observation-chars", type=int, help="Cut observations to this many characters."),
 ]
+_POSITIVE = click.FloatRange(0, min_open=True)
+_SERVED = [
+    click.option(
+        "--split", metavar="NAME", help="Where tasks are drawn from.  [default: the family's first]"
+    ),
+    click.option(
+        "--worker", type=click.Choice(["async", "thread", "process"]), help="Default: the family's."
+    ),
+    *(
+        click.option(
+            name,
+            type=_POSITIVE,
+            default=seconds,
+            show_default=True,
+            metavar="SECONDS",
+            help=f"Deadline of a {of}.",
+        )
+        for name, seconds, of in (("--step-timeout", 120.0, "step"), ("--reset-timeout", 300.0, "reset"))
+    ),
+]
 STACK_FIELDS = (
     "parser", "parser_options", "history", "history_observations", "list_actions", "max_turns",
     "max_observation_chars",
@@ -54,6 +74,13 @@ def stack_options(function: F) -> F:
     for option in reversed(_STACK):
         function = option(function)
     return function
+
+
+def served_options(function: F) -> F:
+    """Add what every server of an environment takes: that of :func:`stack_options`, and what sessions may."""
+    for option in reversed(_SERVED):
+        function = option(function)
+    return stack_options(function)
 
 
 def key_values(pairs: Iterable[str]) -> dict[str, Any]:

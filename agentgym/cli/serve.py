@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from agentgym.cli.options import STACK_FIELDS, given, key_values, stack_options
+from agentgym.cli.options import STACK_FIELDS, given, key_values, served_options
 from agentgym.cli.output import messages
 
 MIB = 2**20
@@ -21,23 +21,13 @@ MIB = 2**20
     help="What clients must know; needed at other addresses than this machine's own. "
     "Prefer the variable: others can read a command line.",
 )  # fmt: skip
-@stack_options
-@click.option("--split", metavar="NAME", help="Where tasks are drawn from.  [default: the family's first]")
-@click.option("--worker", type=click.Choice(["async", "thread", "process"]), help="Default: the family's.")
+@served_options
 @click.option(
     "--max-sessions", type=click.IntRange(1), default=256, show_default=True, help="Sessions at once."
 )
 @click.option(
     "--session-timeout", type=click.FloatRange(0), default=3600.0, show_default=True, metavar="SECONDS",
     help="End a session that asks for nothing this long; 0: never.",
-)  # fmt: skip
-@click.option(
-    "--step-timeout", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True,
-    metavar="SECONDS", help="Deadline of a step.",
-)  # fmt: skip
-@click.option(
-    "--reset-timeout", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
-    metavar="SECONDS", help="Deadline of a reset.",
 )  # fmt: skip
 @click.option(
     "--ping-interval", type=click.FloatRange(0), default=20.0, show_default=True, metavar="SECONDS",

@@ -116,9 +116,7 @@ def require_packages() -> None:
 async def _serve(
     config: ServeConfig, sessions: Sessions, listening: socket.socket, started: Callable[[str], None]
 ) -> None:
-    host, port = listening.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    server = build(config, sessions, lambda: started(url))
+    server = build(config, sessions, lambda: started(url_of(listening)))
     collector = asyncio.create_task(spare_the_collector(sessions))
     try:
         with ended_by_signals(server):
@@ -184,6 +182,35 @@ def http_server(
         MissingDependency: The extra ``serve`` is not installed.
     """
     require_packages()
+    return plain_server(
+        app,
+        request_seconds=request_seconds,
+        started=started,
+        ws="websockets-sansio",  # the other one stands on a part of websockets that is deprecated
+        ws_max_size=max_bytes,
+        ws_ping_interval=ping_interval,
+        ws_ping_timeout=ping_timeout,
+        ws_per_message_deflate=False,  # it costs more time than loopback and LAN give back
+    )
+
+
+def plain_server(
+    app: Any,
+    *,
+    request_seconds: float = 60.0,
+    shutdown_seconds: float = SHUTDOWN_SECONDS,
+    started: Callable[[], None] = lambda: None,
+    **settings: Any,
+) -> uvicorn.Server:
+    """As :func:`http_server`, without what is WebSockets' alone; it needs no package but uvicorn.
+
+    Args:
+        app: The application.
+        request_seconds: See :class:`ServeConfig`.
+        shutdown_seconds: How long answers that are under way are waited for at the end.
+        started: Called once clients can connect.
+        **settings: More of uvicorn's.
+    """
     import uvicorn
 
     from agentgym.serving.deadline import with_deadline
@@ -199,21 +226,16 @@ def http_server(
             if self.started:
                 started()
 
-    settings: dict[str, Any] = {
+    own: dict[str, Any] = {
         "http": with_deadline(request_seconds),
-        "ws": "websockets-sansio",  # the other one stands on a part of websockets that is deprecated
-        "ws_max_size": max_bytes,
-        "ws_ping_interval": ping_interval,
-        "ws_ping_timeout": ping_timeout,
-        "ws_per_message_deflate": False,  # it costs more time than loopback and LAN give back
-        "timeout_graceful_shutdown": int(SHUTDOWN_SECONDS),
+        "timeout_graceful_shutdown": int(shutdown_seconds),
         "lifespan": "on",
         "log_config": None,
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,
     }
-    return Server(uvicorn.Config(app, **settings))
+    return Server(uvicorn.Config(app, **own, **settings))
 
 
 async def spare_the_collector(sessions: Sessions) -> None:
@@ -248,6 +270,13 @@ def ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
             # It would write a traceback of what it leaves behind.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
+    with on_signals(stop):
+        yield
+
+
+@contextlib.contextmanager
+def on_signals(stop: Callable[[], object]) -> Iterator[None]:
+    """Have the running event loop call ``stop`` at every SIGINT and SIGTERM."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
@@ -256,6 +285,12 @@ def ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def url_of(listening: socket.socket) -> str:
+    """``http://host:port`` of a socket that listens."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -271,7 +306,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise UsageError(
             f"cannot listen at {host}, port {port}: {error.strerror or error}",
-            hint="choose another --port (0 takes a free one) or --host",
+            hint="choose another port (0 takes a free one), or another address",
         ) from error
 
 
