@@ -125,9 +125,8 @@ class Repair(CodeEnv):
             f"{f' {instance.version}' if instance.version else ''}, a git repository. Something is wrong "
             f"with it:\n\n{instance.statement}\n\nRepair the source so that it is as described. Hidden tests "
             "decide, and others that pass now have to pass then; changes of tests and of their configuration "
-            f"are left out. `{' '.join(('python3 -m pytest', *instance.tests))}` runs the tests that are "
-            "there. There is no network. Call submit when you are done: the state of the folder is what you "
-            "hand in."
+            f"are left out. `{instance.test_command}` runs the tests that are there. There is no "
+            "network. Call submit when you are done: the state of the folder is what you hand in."
         )
 
     def tools(self, task: Task) -> Sequence[Tool]:

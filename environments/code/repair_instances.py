@@ -35,6 +35,10 @@ TESTBED = "/testbed"
 TESTBED_PYTHON = "/opt/miniconda3/envs/testbed/bin/python"
 """The Python of those images."""
 
+_RUNNERS = {"django/django": "django", "sympy/sympy": "sympy"}
+_METHOD = re.compile(r"(\w+) \(([\w.]+)\.(\w+)\)")
+"""A method as unittest prints it; from Python 3.11 on its own name stands in the brackets, too."""
+
 _CONFIGURATION = frozenset(
     {
         "conftest.py",
@@ -65,7 +69,8 @@ class Instance:
         statement: What goes wrong, for the policy.
         patch: The change that is known to be right, as git writes it.
         test_patch: The change of the tests, likewise.
-        fail_to_pass: Tests that a repair makes pass.
+        fail_to_pass: Tests that a repair makes pass, named as pytest does. Of ``django`` and ``sympy`` a
+            name without a file is that of a function, or the first line of what it says of itself.
         pass_to_pass: Tests that it leaves passing.
         base_commit: The commit of the repository that a container image holds; empty for a folder.
         folder: The repository's files.
@@ -74,6 +79,7 @@ class Instance:
         python: The interpreter that runs the tests, inside.
         modules: Folders to import from, relative to the repository.
         libraries: Folders of the libraries that the tests need.
+        runner: Who runs the tests: ``pytest``, or ``django`` and ``sympy`` for these two repositories.
         tests: Folders and files of the tests besides those that look like tests by their names.
         licence: Of the repository.
         split: Of the data set.
@@ -92,6 +98,7 @@ class Instance:
     image: str | None = None
     dockerfile: str = field(default="", repr=False)
     python: str = PYTHON
+    runner: str = "pytest"
     modules: tuple[str, ...] = (".",)
     libraries: tuple[str, ...] = ()
     tests: tuple[str, ...] = ()
@@ -101,8 +108,18 @@ class Instance:
     @property
     def test_files(self) -> tuple[str, ...]:
         """The files that hold the listed tests, in order."""
-        names = (name.partition("::")[0] for name in (*self.fail_to_pass, *self.pass_to_pass))
-        return tuple(dict.fromkeys(sorted(names)))
+        listed = (*self.fail_to_pass, *self.pass_to_pass)
+        names = {name.partition("::")[0] for name in listed if "::" in name or self.runner == "pytest"}
+        if self.runner != "pytest":
+            names |= {name for name in self._changed_tests if re.search(r"(^|/)test[^/]*\.py$", name)}
+        return tuple(sorted(names))
+
+    @property
+    def test_command(self) -> str:
+        """What a person would type in the repository to run its tests."""
+        python = "python3" if self.image is None else self.python
+        known = {"django": "tests/runtests.py APP", "sympy": "bin/test PATH"}
+        return f"{python} {known.get(self.runner, ' '.join(('-m pytest', *self.tests)))}"
 
     def protected(self, path: str) -> bool:
         """Whether a change of the file ``path`` is left out of what a policy hands in.
@@ -137,7 +154,7 @@ def load(
 
     Raises:
         DataUnavailable: It cannot be read.
-        UsageError: A record is none, or its tests are not pytest's.
+        UsageError: A record is none, or nobody here can run its tests.
     """
     source = place / "instances.jsonl" if place.is_dir() else place
     try:
@@ -172,6 +189,13 @@ def _instance(
             fail_to_pass=_listed(record["FAIL_TO_PASS"]),
             pass_to_pass=_listed(record["PASS_TO_PASS"]),
         )
+        if made.repo in _RUNNERS:
+            made = replace(
+                made,
+                runner=_RUNNERS[made.repo],
+                fail_to_pass=tuple(map(_as_pytest, made.fail_to_pass)),
+                pass_to_pass=tuple(map(_as_pytest, made.pass_to_pass)),
+            )
         ours = record.get("agentgym")
         if ours is not None:
             for name in (id, *ours["libraries"]):
@@ -194,12 +218,14 @@ def _instance(
             "and PASS_TO_PASS",
         ) from error
     strange = [name for name in made.fail_to_pass if ".py" not in name.partition("::")[0]]
-    if strange:
+    if strange and made.runner == "pytest":
         raise UsageError(
             f"the tests of {id} are not named as pytest names them: {strange[0]!r}",
-            hint="repositories with a test runner of their own (django, sympy) are not supported: leave "
-            "their records out",
+            hint=f"of repositories with a test runner of their own, {' and '.join(_RUNNERS)} are supported: "
+            "leave the records of others out",
         )
+    if not made.test_files:
+        raise UsageError(f"the record of {id} names no file of tests", hint="leave it out")
     lower = id.lower()
     try:
         named = images.format(id=id, id_1776=lower.replace("__", "_1776_"), id_s=lower.replace("__", "_s_"))
@@ -215,6 +241,17 @@ def _instance(
         python=python,
         split=str(record.get("split") or split or "test"),
     )
+
+
+def _as_pytest(name: str) -> str:
+    """Pytest's name of a test of Django; any other name stays."""
+    found = _METHOD.fullmatch(name)
+    if found is None:
+        return name
+    method, module, kind = found.groups()
+    if kind == method and "." in module:
+        module, _, kind = module.rpartition(".")
+    return f"tests/{module.replace('.', '/')}.py::{kind}::{method}"
 
 
 def _listed(value: str | Sequence[str]) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ class Run:
 
     Attributes:
         tests: Outcome by test: ``passed``, ``failed``, ``skipped``, ``xfailed``, ``xpassed``, ``twice``.
+        described: What tests of Django say of themselves, by test.
         uncollected: Why files could not be collected.
         finished: Whether pytest came to its end and reported nothing that cannot be.
         output: The end of what was printed, for people.
@@ -63,6 +64,7 @@ class Run:
     """
 
     tests: Mapping[str, str]
+    described: Mapping[str, str]
     uncollected: Mapping[str, str]
     finished: bool
     output: str
@@ -197,6 +199,7 @@ async def run_tests(
     seconds: float = SECONDS,
     python: str = PYTHON,
     site: bool = False,
+    runner: str = "pytest",
 ) -> Run:
     """Run tests in a sandbox that holds the repository.
 
@@ -206,7 +209,9 @@ async def run_tests(
         tests: Folders and files of tests, relative to the repository.
         seconds: Deadline.
         python: The interpreter.
-        site: Whether its installed packages are seen; then the repository's modules come first.
+        site: Whether its installed packages are seen, and the repository's configuration and the installed
+            plug-ins of pytest heeded; then the repository's modules come first.
+        runner: How the tests are run, one of those of ``repair_runner``.
 
     Raises:
         SandboxFailed: The sandbox's machinery broke.
@@ -217,6 +222,7 @@ async def run_tests(
         "root": WORK,
         "path": list(path),
         "tests": list(tests),
+        "runner": runner,
         "site": site,
         "seconds": seconds,
     }
@@ -234,6 +240,7 @@ async def run_tests(
         made = {}
     return Run(
         made.get("tests", {}),
+        made.get("described", {}),
         made.get("uncollected", {}),
         made.get("end") in (0, 1, 2) and not made["late"] and not made["garbled"],
         (done.stdout[-2000:] if not told else "") + done.stderr[-8000:],

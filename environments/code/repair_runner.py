@@ -2,31 +2,38 @@
 
 Invariants: a test is reported when it has ended, so that one which never ends, or ends the process, is
 missing; what is printed is never read as a result; nothing that lies in the repository decides how the tests
-are run (no configuration file, no ``sitecustomize``, no plug-in, no ``.pth``).
+are run (no configuration file, no ``sitecustomize``, no plug-in, no ``.pth``), unless ``site`` says so.
 
-This file is run by the sandbox's own Python (3.8 or later) as ``python3 -I -S -B``; it imports nothing of
+This file is run by the sandbox's own Python (3.6 or later) as ``python3 -I -S -B``; it imports nothing of
 AgentGym. A parent, which runs nothing of the repository, starts the tests in a child and takes their outcomes
 from a pipe. At the end it writes one line on its standard output: the nonce that it was given, and JSON.
 
 Standard input is JSON: ``nonce``, ``root`` (the repository), ``path`` (folders of modules, in order),
-``tests`` (files and folders under the root), ``site`` (whether installed packages are seen), ``seconds``.
+``tests`` (files and folders under the root), ``runner`` (a name of :data:`RUNNERS`), ``site`` (whether
+installed packages are seen, and configuration files and plug-ins heeded), ``seconds``.
 """
-
-from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
+import inspect
 import json
 import os
+import runpy
 import selectors
 import subprocess
 import sys
 import time
+import unittest
+import warnings
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    Tell = Callable[[str, str, str], None]
+    """Report a kind (``test``, ``described``, ``uncollected``, ``end``), a name, and an outcome or a text."""
 
 LIMIT = 16 << 20
 """Bytes of reports that are kept."""
@@ -35,21 +42,27 @@ PLAIN = "[pytest]\n"
 """The configuration that the tests run under: none."""
 
 
-def reporter(descriptor: int, token: str) -> tuple[object, Callable[[int], None]]:
-    """A plug-in of pytest that writes each test's outcome to a descriptor, and what writes the end.
+def teller(descriptor: int, token: str) -> "Tell":
+    """What writes reports to a descriptor; no code under test can replace a part of it by name."""
+    write, quote = os.write, encode_basestring_ascii
+    head = f"[{quote(token)}, "
+
+    def tell(kind: str, name: str, outcome: str) -> None:
+        line = f"{head}{quote(kind)}, {quote(name)}, {quote(outcome)}]\n".encode()
+        while line:
+            line = line[write(descriptor, line) :]
+
+    return tell
+
+
+def reporter(tell: "Tell") -> object:
+    """A plug-in of pytest that reports each test.
 
     Nothing of it is a module's or a class's attribute that the code under test could replace, and it calls
     nothing that is one.
     """
-    write, quote = os.write, encode_basestring_ascii
     outcomes: dict[str, str] = {}
     get = outcomes.get
-    head = f"[{quote(token)}, "
-
-    def tell(kind: str, name: str, outcome: str) -> None:
-        line = f"{head}{quote(kind)}, {quote(name)}, {outcome}]\n".encode()
-        while line:
-            line = line[write(descriptor, line) :]
 
     class Plugin:
         __slots__ = ()
@@ -65,40 +78,148 @@ def reporter(descriptor: int, token: str) -> tuple[object, Callable[[int], None]
 
         @staticmethod
         def pytest_runtest_logfinish(nodeid: str, location: Any) -> None:
-            tell("test", nodeid, quote(get(nodeid, "missing")))
+            tell("test", nodeid, get(nodeid, "missing"))
 
         @staticmethod
         def pytest_collectreport(report: Any) -> None:
             if report.failed:
-                tell("uncollected", report.nodeid, quote(str(report.longrepr)[-2000:]))
+                tell("uncollected", report.nodeid, str(report.longrepr)[-2000:])
 
-    return Plugin(), lambda code: tell("end", "", str(code))
+    return Plugin()
 
 
-def child(task: dict[str, Any]) -> int:
+def by_pytest(task: "dict[str, Any]", tell: "Tell") -> int:
+    """Run files of tests; names are pytest's."""
+    if not task["site"]:
+        sys.path += task["path"]
+    import pytest
+
+    options = ["-q", "--tb=line", "--continue-on-collection-errors"]
+    if task["site"]:
+        # pytest is imported: what an installation says of where the repository lies must not come first.
+        sys.path[:0] = task["path"]
+        options += ["-o", f"cache_dir={task['configuration']}.cache"]
+    else:
+        options += ["-p", "no:cacheprovider", "-c", task["configuration"], "--rootdir", task["root"]]
+    return int(pytest.main([*options, *task["tests"]], plugins=[reporter(tell)]))
+
+
+def by_django(task: "dict[str, Any]", tell: "Tell") -> int:
+    """Run modules of Django's own tests by its own script; names are ``tests/app/file.py::Class::method``."""
+    outcomes: dict[str, str] = {}
+    known: dict[str, int] = {}
+
+    def name_of(test: Any) -> str:
+        kind = type(test)
+        file, names = kind.__module__.replace(".", "/"), kind.__qualname__.replace(".", "::")
+        return f"tests/{file}.py::{names}::{test._testMethodName}"
+
+    def note(test: Any, outcome: str) -> None:
+        if hasattr(test, "_testMethodName") and (outcome == "failed" or name_of(test) not in outcomes):
+            outcomes[name_of(test)] = outcome
+
+    def heard(method: str, outcome: str) -> None:
+        old = getattr(unittest.TestResult, method)
+
+        def add(self: Any, test: Any, *rest: Any) -> Any:
+            # The third argument of a subtest is what went wrong in it.
+            if method != "addSubTest" or rest[1] is not None:
+                note(test, outcome)
+            return old(self, test, *rest)
+
+        setattr(unittest.TestResult, method, add)
+
+    for method, outcome in (
+        ("addSuccess", "passed"),
+        ("addFailure", "failed"),
+        ("addError", "failed"),
+        ("addSubTest", "failed"),
+        ("addSkip", "skipped"),
+        ("addExpectedFailure", "xfailed"),
+        ("addUnexpectedSuccess", "xpassed"),
+    ):
+        heard(method, outcome)
+    stop = unittest.TestResult.stopTest
+
+    def stopped(self: Any, test: Any) -> Any:
+        if hasattr(test, "_testMethodName"):
+            name = name_of(test)
+            # A class that several modules import is run in each of them; the first time counts.
+            known[name] = known.get(name, 0) + 1
+            again = f"#{known[name]}" if known[name] > 1 else ""
+            tell("test", name + again, outcomes.pop(name, "missing"))
+            text = test.shortDescription()
+            if text:
+                tell("described", name + again, text[:2000])
+        return stop(self, test)
+
+    setattr(unittest.TestResult, "stopTest", stopped)  # noqa: B010
+    script = os.path.join(task["root"], "tests", "runtests.py")
+    labels = []
+    for file in task["tests"]:
+        module = file[: -len(".py")]
+        if os.path.exists(file) or os.path.isdir(module):
+            labels.append(module.replace("/", ".")[len("tests.") :])
+    os.chdir(os.path.dirname(script))
+    sys.path[:0] = [os.path.dirname(script), *task["path"]]
+    with open(script, encoding="utf-8") as stream:
+        alone = ["--parallel", "1"] if "--parallel" in stream.read() else []
+    sys.argv = [script, "--verbosity", "0", "--settings=test_sqlite", *alone, *labels]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as error:
+        return int(error.code) if isinstance(error.code, int) else 3 if error.code else 0
+    return 0
+
+
+def by_function(task: "dict[str, Any]", tell: "Tell") -> int:
+    """Run SymPy's own tests, which are functions: those that raise nothing pass. Names are pytest's."""
+    os.environ["SYMPY_USE_CACHE"] = "no"
+    warnings.simplefilter("ignore", UserWarning)
+    warnings.simplefilter("ignore", SyntaxWarning)
+    sys.path[:0] = task["path"]
+    ends = {"Skipped": "skipped", "XFail": "xfailed", "XPass": "xpassed"}
+    status = 0
+    for file in task["tests"]:
+        try:
+            module = importlib.import_module(file[: -len(".py")].replace("/", "."))
+        except Exception as error:
+            tell("uncollected", file, repr(error)[-2000:])
+            status = 1
+            continue
+        for name, function in list(vars(module).items()):
+            if not (name.startswith("test") and inspect.isfunction(function)):
+                continue
+            outcome = "passed"
+            try:
+                # An old way to write many tests as one.
+                for part in function() if inspect.isgeneratorfunction(function) else (function,):
+                    part[0](*part[1:]) if isinstance(part, tuple) else part()
+            except Exception as error:
+                outcome = ends.get(type(error).__name__, "failed")
+                if outcome == "failed":
+                    status = 1
+                    print(f"{file}::{name}: {error!r}"[:500], file=sys.stderr)
+            tell("test", f"{file}::{name}", outcome)
+    return status
+
+
+RUNNERS = {"pytest": by_pytest, "django": by_django, "sympy": by_function}
+
+
+def child(task: "dict[str, Any]") -> int:
     """Run the tests in this process; the results go to the descriptor of the task."""
     os.chdir(task["root"])
     del sys.path[0]  # this file's folder
     # For what the tests start; this process was started without.
     os.environ["PYTHONPATH"] = os.pathsep.join(task["path"])
-    if not task["site"]:
-        sys.path += task["path"]
-    import pytest
-
-    if task["site"]:
-        # pytest is imported: what an installation says of where the repository lies must not come first.
-        sys.path[:0] = task["path"]
-
-    plugin, end = reporter(task.pop("descriptor"), task.pop("token"))
-    options = ["-p", "no:cacheprovider", "-c", task["configuration"], "--rootdir", task["root"], "-q"]
-    options += ["--tb=line", "--continue-on-collection-errors", *task["tests"]]
+    tell = teller(task.pop("descriptor"), task.pop("token"))
     # The status is told with the rest: that of the process says nothing, as anything inside can set it.
-    code = int(pytest.main(options, plugins=[plugin]))
-    end(code)
+    tell("end", "", str(RUNNERS[task["runner"]](task, tell)))
     return 0
 
 
-def parent(task: dict[str, Any]) -> None:
+def parent(task: "dict[str, Any]") -> None:
     """Start the child, and gather what it reports."""
     # Nobody of the same user shall open this process's descriptors, or read the nonce out of its memory.
     with contextlib.suppress(OSError, AttributeError):
@@ -111,8 +232,10 @@ def parent(task: dict[str, Any]) -> None:
         stream.write(PLAIN)
     task["descriptor"], task["token"] = given, os.urandom(16).hex()
     environment = dict(os.environ)
-    environment["PYTHONDONTWRITEBYTECODE"] = environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
     environment["PYTHONHASHSEED"] = "0"
+    if not task["site"]:
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for name in ("PYTHONPATH", "PYTEST_ADDOPTS"):
         environment.pop(name, None)
     process = subprocess.Popen(
@@ -131,7 +254,7 @@ def parent(task: dict[str, Any]) -> None:
     late, told = gather(process, taken, seconds)
     lines = [line for line in told.split(b"\n")[:-1] if line]
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    tables: dict[str, dict[str, str]] = {"test": {}, "uncollected": {}}
+    tables: dict[str, dict[str, str]] = {"test": {}, "described": {}, "uncollected": {}}
     end, garbled = None, 0
     for line in lines:
         try:
@@ -139,7 +262,7 @@ def parent(task: dict[str, Any]) -> None:
             if token != task["token"]:
                 raise ValueError
             if kind == "end":
-                end = outcome
+                end = int(outcome)
             else:
                 # What is told twice is told by somebody else as well.
                 table = tables[kind]
@@ -148,6 +271,7 @@ def parent(task: dict[str, Any]) -> None:
             garbled += 1
     made = {
         "tests": tables["test"],
+        "described": tables["described"],
         "uncollected": tables["uncollected"],
         "end": end,
         "late": late,
@@ -158,7 +282,7 @@ def parent(task: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def gather(process: subprocess.Popen[bytes], taken: int, seconds: float) -> tuple[bool, bytes]:
+def gather(process: "subprocess.Popen[bytes]", taken: int, seconds: float) -> "tuple[bool, bytes]":
     """Whether the deadline passed, and the bytes that were reported until the child's end."""
     deadline = time.monotonic() + seconds
     told, late = b"", False

@@ -215,7 +215,7 @@ async def score(start: Start, instance: Instance, patch: bytes, *, seconds: floa
         if why:
             break
     assert spoiled is not None
-    holds = _holds(runs, spoiled)
+    holds = _listed(instance, runs, _holds(runs, spoiled))
     why = why or _missing(instance, holds) or _forged(runs, spoiled)
     return Verdict(
         not why,
@@ -273,9 +273,14 @@ async def lay(sandbox: Sandbox, patches: Sequence[str]) -> str:
 
 async def _spoil(sandbox: Sandbox, instance: Instance) -> Spoiled:
     """Two versions of the hidden tests, which lie in the sandbox; nothing of the patch has run in it."""
-    task = {"root": WORK, "tests": [*instance.fail_to_pass, *instance.pass_to_pass]}
+    task = {
+        "root": WORK,
+        "tests": [*instance.fail_to_pass, *instance.pass_to_pass],
+        "files": list(instance.test_files),
+    }
     await sandbox.write(_SPOILER_INSIDE, SPOILER.read_bytes())
-    python = PYTHON if instance.image is None else instance.python
+    # Not the interpreter of the tests, which may be too old.
+    python = PYTHON if instance.image is None else "python3"
     done = await sandbox.exec(
         [python, "-I", "-S", "-B", _SPOILER_INSIDE], stdin=json.dumps(task).encode(), seconds=60, limit=REPORT
     )
@@ -298,26 +303,49 @@ async def _run(
     for file, text in texts.items():
         await sandbox.write(f"{WORK}/{file}", text.encode())
     files = list(instance.test_files)
-    name, content, holds, fails = _canary()
+    name, content, holds, fails = _canary(methods=instance.runner == "django")
     place = str(PurePosixPath(files[0]).parent / name)
     await sandbox.write(f"{WORK}/{place}", content)
     files.insert(random.SystemRandom().randrange(len(files) + 1), place)
     if instance.image is None:
         path = search_path(instance.modules, instance.libraries)
-        run = await run_tests(sandbox, path=path, tests=files, seconds=seconds)
+        run = await run_tests(sandbox, path=path, tests=files, seconds=seconds, runner=instance.runner)
     else:
         run = await run_tests(
-            sandbox, path=[WORK], tests=files, seconds=seconds, python=instance.python, site=True
+            sandbox,
+            path=[WORK],
+            tests=files,
+            seconds=seconds,
+            python=instance.python,
+            site=True,
+            runner=instance.runner,
         )
     return run, _doubts(run, place, holds, fails)
+
+
+def _listed(instance: Instance, runs: Sequence[Run], holds: frozenset[str]) -> frozenset[str]:
+    """The listed tests that hold; a name without a file may be that of several."""
+    made = set(holds)
+    for name in (*instance.fail_to_pass, *instance.pass_to_pass):
+        if "::" not in name:
+            meant = {
+                test
+                for run in runs
+                for test, outcome in run.tests.items()
+                if outcome != "skipped" and name in (test.rpartition("::")[2], run.described.get(test))
+            }
+            if meant and meant <= holds:
+                made.add(name)
+    return frozenset(made)
 
 
 def _holds(runs: Sequence[Run], spoiled: Spoiled) -> frozenset[str]:
     """The tests that passed wherever they were left alone."""
     left = [run.passed for run in runs]
+    loose = spoiled.loose.union(*(run.described for run in runs))
     ever = frozenset[str]().union(*left)
     lost = frozenset[str]().union(
-        *(ever - passed - tests - spoiled.loose for passed, tests in zip(left, spoiled.tests, strict=False))
+        *(ever - passed - tests - loose for passed, tests in zip(left, spoiled.tests, strict=False))
     )
     honest = frozenset[str]().union(
         *(passed - tests for passed, tests in zip(left, spoiled.tests, strict=False))
@@ -351,7 +379,7 @@ def _missing(instance: Instance, passed: frozenset[str]) -> str:
     return ""
 
 
-def _canary() -> tuple[str, str, list[str], list[str]]:
+def _canary(*, methods: bool) -> tuple[str, str, list[str], list[str]]:
     """A file of tests with names that nobody knows: its name, its text, what passes, what fails."""
     names = [f"test_{secrets.token_hex(4)}" for _ in range(4)]
     number = secrets.randbelow(10_000)
@@ -361,8 +389,15 @@ def _canary() -> tuple[str, str, list[str], list[str]]:
         f"assert str({number}) == '{number}'",
         f"assert int('{number}') != {number}",
     ]
-    text = "".join(f"def {name}():\n    {body}\n\n\n" for name, body in zip(names, bodies, strict=True))
-    return f"test_{secrets.token_hex(4)}.py", text, names[0::2], names[1::2]
+    kind = f"Test{secrets.token_hex(4)}" if methods else ""
+    text = f"import unittest\n\n\nclass {kind}(unittest.TestCase):\n" if kind else ""
+    given, indent = ("self", "    ") if kind else ("", "")
+    text += "".join(
+        f"{indent}def {name}({given}):\n{indent}    {body}\n\n\n"
+        for name, body in zip(names, bodies, strict=True)
+    )
+    whole = [f"{kind}::{name}" if kind else name for name in names]
+    return f"test_{secrets.token_hex(4)}.py", text, whole[0::2], whole[1::2]
 
 
 def _share(listed: Sequence[str], passed: frozenset[str]) -> float:

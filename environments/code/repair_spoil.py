@@ -10,8 +10,9 @@ last statement, and those whose function is not written in the listed files (it 
 file is run) are wrapped at the end of the file.
 
 This file is run by the sandbox's own Python (3.8 or later) as ``python3 -I -S -B`` before any code under test
-is; it imports nothing of AgentGym. Standard input is JSON: ``root`` (the repository) and ``tests`` (their
-names, as pytest writes them). Standard output is JSON: ``texts`` (two versions, the new content by file),
+is; it imports nothing of AgentGym. Standard input is JSON: ``root`` (the repository), ``tests`` (their names,
+as pytest writes them, or those of functions without a file) and ``files`` (where functions are that are named
+without one). Standard output is JSON: ``texts`` (two versions, the new content by file),
 ``spoiled`` (for each, the tests that have to fail in it) and ``loose`` (tests that could not be looked for:
 they may be spoiled with another one in either).
 """
@@ -298,15 +299,18 @@ def _find(files: dict[str, File], file: str, names: Names, depth: int = 0) -> tu
     return None
 
 
-def spoil(root: str, tests: list[str]) -> dict[str, Any]:
+def spoil(root: str, tests: list[str], places: list[str]) -> dict[str, Any]:
     """Two versions of the files of tests, see the module."""
     files: dict[str, File] = {}
-    for file in sorted({test.partition("::")[0] for test in tests}):
+    bare = [test for test in tests if "::" not in test]
+    tests = [test for test in tests if "::" in test]
+    for file in sorted({*places, *(test.partition("::")[0] for test in tests)}):
         try:
             with open(os.path.join(root, file), "rb") as stream:
                 files[file] = File(stream.read())
         except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
             continue
+    tests += [f"{file}::{name}" for file in files for name in bare if (name,) in files[file].functions]
     mentioned = {name for made in files.values() for name in made.mentioned}
     written: dict[tuple[str, Names], list[str]] = {}
     added: dict[tuple[str, Names], list[str]] = {}
@@ -352,4 +356,4 @@ def spoil(root: str, tests: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     given = json.loads(sys.stdin.buffer.read())
-    print(json.dumps(spoil(given["root"], given["tests"])))
+    print(json.dumps(spoil(given["root"], given["tests"], given["files"])))

@@ -386,6 +386,10 @@ def test_a_repository_of_an_image_is_repaired(data: Path, tmp_path: Path, docker
     ours = record.pop("agentgym")
     testbed = tmp_path / "testbed"
     shutil.copytree(data / "repositories" / record["instance_id"], testbed)
+    # Its own configuration counts: the policy cannot change it.
+    (testbed / "pytest.ini").write_text("[pytest]\npython_functions = test seen\n")
+    (testbed / "test_seen.py").write_text("def seen():\n    pass\n")
+    record["PASS_TO_PASS"].append("test_seen.py::seen")
     git = ["git", "-C", str(testbed), "-c", "user.name=x", "-c", "user.email=x"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "before"]):
         subprocess.run([*git, *command], check=True)
@@ -416,6 +420,8 @@ def test_a_repository_of_an_image_is_repaired(data: Path, tmp_path: Path, docker
         assert env.step(bash("git log --oneline | wc -l; git status --short; git stash list"))[0] == "1"
         assert play(env, task.id, *env.expert(task))[0] == 1.0
         assert play(env, task.id, *env.nop(task))[0] == 0.0
+        lost = play(env, task.id, bash("echo > pytest.ini"), *env.expert(task))
+        assert (lost[0], lost[1]["dropped"]) == (1.0, ["pytest.ini"])
         assert play(env, task.id, bash(CHEATERS["pytest calls nothing"][0]), SUBMIT)[1]["why"] == CANARY
         env.close()
     finally:

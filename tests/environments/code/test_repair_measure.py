@@ -54,7 +54,7 @@ def test_a_change_is_split_into_sources_and_tests(tmp_path: Path) -> None:
 
 def test_only_what_every_run_agrees_about_is_listed() -> None:
     def run(**outcomes: str) -> Run:
-        return Run(outcomes, {}, True, "", "3.11")
+        return Run(outcomes, {}, {}, True, "", "3.11")
 
     before = [
         run(a="failed", b="passed", c="failed", d="passed", e="failed"),

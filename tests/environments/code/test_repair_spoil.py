@@ -190,7 +190,7 @@ def test_exactly_the_spoiled_tests_fail(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\npython_classes = Test* *Cases\n")
     before = run(tmp_path)
     assert [name for name, outcome in before.items() if outcome != "passed"] == [] and len(before) > 35
-    task = {"root": str(tmp_path), "tests": list(before)}
+    task = {"root": str(tmp_path), "tests": list(before), "files": []}
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-B", str(SPOILER)],
         input=json.dumps(task), capture_output=True, text=True, check=True,
@@ -220,7 +220,7 @@ def test_exactly_the_spoiled_tests_fail(tmp_path: Path) -> None:
 )
 def test_what_might_not_fail_is_left_alone(tmp_path: Path, text: str) -> None:
     (tmp_path / "test_a.py").write_text(text)
-    made = repair_spoil.spoil(str(tmp_path), ["test_a.py::test_it"])
+    made = repair_spoil.spoil(str(tmp_path), ["test_a.py::test_it"], [])
     assert made == {"texts": [{}, {}], "spoiled": [[], []], "loose": []}
 
 
@@ -228,7 +228,7 @@ def test_files_that_are_none_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_bytes(b"def (\xff")
     (tmp_path / "deep.py").write_text("(" * 5_000)
     tests = ["bad.py::test_a", "deep.py::test_b", "none.py::test_c", "doc.txt::doc.txt"]
-    assert repair_spoil.spoil(str(tmp_path), tests)["loose"] == tests
+    assert repair_spoil.spoil(str(tmp_path), tests, [])["loose"] == tests
 
 
 @given(st.text() | st.binary() | st.integers(0, 10**14) | st.floats(0, 1e14))
