@@ -41,6 +41,9 @@ from agentgym.sandboxes.base import MIB, ExecResult, Sandbox, SandboxEnded, Sand
 MAX_PATCH = MIB
 """Most bytes of a patch; one that is larger is not taken."""
 
+GIT_SECONDS = 60.0
+"""Deadline of one command of git, in a repository that may be the policy's."""
+
 SPOILER = Path(__file__).with_name("repair_spoil.py")
 _SPOILER_INSIDE = "/tmp/agentgym-spoil.py"
 _PATCH = "/tmp/agentgym.patch"
@@ -161,13 +164,13 @@ async def take_patch(sandbox: Sandbox, base: str) -> tuple[bytes, str]:
             pieces.append(piece)
 
     try:
-        added = await sandbox.exec(["git", "add", "-A"], cwd=WORK, env=_OWN, seconds=60)
+        added = await sandbox.exec(["git", "add", "-A"], cwd=WORK, env=_OWN, seconds=GIT_SECONDS)
         if not added.ok:
             return b"", f"git cannot tell what was changed: {added.stderr.strip()[:300]}"
         command = ["git", "diff", "--cached", "--binary", "--no-color", "--no-ext-diff", "--no-textconv"]
         done = await sandbox.exec(
             [*command, "--no-renames", "--src-prefix=a/", "--dst-prefix=b/", base, "--"],
-            cwd=WORK, env=_OWN, seconds=60, limit=MAX_PATCH, on_output=keep,
+            cwd=WORK, env=_OWN, seconds=GIT_SECONDS, limit=MAX_PATCH, on_output=keep,
         )  # fmt: skip
     except SandboxEnded as error:
         return b"", f"the sandbox has ended: {error.why}"
@@ -405,7 +408,9 @@ def _share(listed: Sequence[str], passed: frozenset[str]) -> float:
 
 
 async def _git(sandbox: Sandbox, *arguments: str, stdin: bytes = b"") -> ExecResult:
-    return await sandbox.exec(["git", *arguments], cwd=WORK, env=_OWN, stdin=stdin, seconds=60, limit=4 * MIB)
+    return await sandbox.exec(
+        ["git", *arguments], cwd=WORK, env=_OWN, stdin=stdin, seconds=GIT_SECONDS, limit=4 * MIB
+    )
 
 
 async def _must(sandbox: Sandbox, command: str) -> ExecResult:
