@@ -140,6 +140,9 @@ class SandboxPool:
             async with asyncio.timeout(seconds):
                 sandbox = await waiting
         except TimeoutError:
+            if waiting.done() and not waiting.cancelled():
+                # A loop that was held up finds the answer and the deadline at once: the answer was first.
+                return waiting.result()
             raise DeadlineExceeded("a sandbox of the pool", seconds, boundary="sandbox") from None
         except asyncio.CancelledError:
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None:

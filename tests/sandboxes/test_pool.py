@@ -50,6 +50,29 @@ class Slowly(Backend):
         self.inner.abandon()
 
 
+class Ready(Slowly):
+    """Its sandboxes are there at once, when it is let."""
+
+    def __init__(self, *made: Sandbox) -> None:
+        super().__init__()
+        self.made = list(made)
+
+    async def start(self, spec: SandboxSpec | None = None, **given: Any) -> Sandbox:
+        self.starting += 1
+        await self.go.wait()
+        self.starting -= 1
+        if self.problem is not None:
+            raise self.problem
+        return self.made.pop()
+
+
+def forward(seconds: float) -> None:
+    """The event loop's clock jumps on, as it does for a loop that was held up: no test has to hurry or wait."""
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    loop.time = lambda: now() + seconds  # type: ignore[method-assign]
+
+
 async def until(true: Callable[[], bool]) -> None:
     for _ in range(1000):
         if true():
@@ -113,6 +136,38 @@ def test_who_waits_too_long_is_told_and_takes_nothing_away() -> None:
             await pool.release(held)
             async with pool.sandbox(seconds=10):
                 pass
+
+    asyncio.run(check())
+
+
+def test_one_that_comes_as_the_time_runs_out_is_had() -> None:
+    async def check() -> None:
+        async with Slowly() as inner, Ready(await inner.start()) as backend:
+            async with SandboxPool(backend, warm=0, most=1) as pool:
+                backend.go.clear()
+                asking = asyncio.create_task(pool.acquire(seconds=60))
+                await until(lambda: backend.starting == 1)
+                backend.go.set()
+                forward(100)  # the loop finds both at once, and who asked is woken by what came later
+                sandbox = await asking
+                assert (await sandbox.exec("true")).ok
+                await pool.release(sandbox)
+                assert pool.size == 0
+
+    asyncio.run(check())
+
+
+def test_a_start_that_fails_as_the_time_runs_out_is_told() -> None:
+    async def check() -> None:
+        async with Ready() as backend, SandboxPool(backend, warm=0, most=1) as pool:
+            backend.problem = SandboxFailed("no room")
+            backend.go.clear()
+            asking = asyncio.create_task(pool.acquire(seconds=60))
+            await until(lambda: backend.starting == 1)
+            backend.go.set()
+            forward(100)
+            with pytest.raises(SandboxFailed, match="no room"):
+                await asking
 
     asyncio.run(check())
 
