@@ -254,7 +254,7 @@ class BubblewrapBackend(Backend):
             # Counted in the sandbox's own namespace from there on; control groups count by themselves.
             words = f"ulimit -u {spec.pids} 2>/dev/null || ulimit -p {spec.pids}; {words}"
         command = ["/bin/sh", "-c", words, "sh", *command]
-        groups = None
+        held: list[cgroups.Groups | None] = []
         timed_out = False
         with contextlib.ExitStack() as opened:
             streams = [memory_file(stdin)]
@@ -266,13 +266,14 @@ class BubblewrapBackend(Backend):
                 streams.append(write)
             report = memory_file(b"")
             opened.callback(os.close, report)
+
+            def launch() -> None:
+                held.append(self._launch(launched, id, spec, [*command], streams, None, report=report))
+
             try:
                 launched.on_end(id, lambda told: loop.call_soon_threadsafe(_settle, ended, told))
                 try:
-                    groups = await loop.run_in_executor(
-                        self._thread,
-                        lambda: self._launch(launched, id, spec, [*command], streams, None, report=report),
-                    )
+                    await _whole(loop.run_in_executor(self._thread, launch))
                 finally:
                     for fd in streams:
                         os.close(fd)
@@ -283,10 +284,7 @@ class BubblewrapBackend(Backend):
                     await asyncio.wait({ended}, timeout=VERDICT_SECONDS)
                 await asyncio.wait([output.done for output in outputs], timeout=1.0)
             finally:
-                if not ended.done():
-                    with contextlib.suppress(SandboxFailed):
-                        await self.ask("stop", id=id)
-                await self._leave(id, groups)
+                await _whole(asyncio.ensure_future(self._leave(id, None if ended.done() else id, held)))
             ran = b"exit-code" in os.pread(report, 1 << 16, 0)
         told = ended.result() if ended.done() else None
         out, err = outputs
@@ -361,11 +359,15 @@ class BubblewrapBackend(Backend):
             os.close(filter_)
         return groups
 
-    async def _leave(self, place: str, groups: cgroups.Groups | None) -> None:
-        """Remove what a sandbox that ended leaves."""
+    async def _leave(self, place: str, running: str | None, held: Sequence[cgroups.Groups | None]) -> None:
+        """Remove what a sandbox leaves; end it first where it is ``running``."""
+        if running is not None:
+            with contextlib.suppress(SandboxFailed):
+                await self.ask("stop", id=running)
         with contextlib.suppress(SandboxFailed):
             await self.ask("drop", place=place)
-        await self.part(groups)
+        for groups in held:
+            await self.part(groups)
 
     async def part(self, groups: cgroups.Groups | None) -> None:
         """Remove control groups, or see later to those that dead processes hold until they are buried."""
@@ -405,14 +407,15 @@ class BubblewrapSandbox(ServedSandbox):
         most = [] if home.grouped else [str(spec.pids)]
         command = [python_of(spec), "-I", "-S", "-B", "-c", _GUEST, *most]
         worker = home._guests[str(spec.rootfs or "/")]
-        try:
-            self._groups = await loop.run_in_executor(
-                home._thread,
-                lambda: home._launch(
-                    launched, self.id, spec, command, (theirs, theirs, write_err), worker, source
-                ),
-            )
+
+        def launch() -> None:
             self._made = True
+            self._groups = home._launch(
+                launched, self.id, spec, command, (theirs, theirs, write_err), worker, source
+            )
+
+        try:
+            await _whole(loop.run_in_executor(home._thread, launch))
         finally:
             for fd in (theirs, write_err):
                 os.close(fd)
@@ -458,8 +461,13 @@ class BubblewrapSandbox(ServedSandbox):
         """See :meth:`Sandbox.snapshot`."""
         self._check()
         id = f"snapshot-{secrets.token_hex(6)}"
-        await self._home.ask("make", place=id, disk=self.spec.disk, inodes=self.spec.inodes)
-        await self._home.ask("copy", source=f"{self.id}/work", target=f"{id}/work")
+        try:
+            await self._home.ask("make", place=id, disk=self.spec.disk, inodes=self.spec.inodes)
+            await self._home.ask("copy", source=f"{self.id}/work", target=f"{id}/work")
+        except BaseException:
+            # In the order of requests: after whatever of these is still under way.
+            await _whole(asyncio.ensure_future(self._home._leave(id, None, ())))
+            raise
         return Snapshot(id, self.backend, self.spec)
 
     async def restore(self, snapshot: Snapshot) -> None:
@@ -535,6 +543,22 @@ class _Output:
 def clean(record: records.Record) -> None:
     """Remove what a sandbox of a dead owner leaves: its processes and files went with the launcher."""
     cgroups.remove([str(place) for place in record.parts.get("groups", ())], 5.0)
+
+
+async def _whole(future: asyncio.Future[None]) -> None:
+    """Wait for what cannot be broken off: whoever is cancelled meanwhile leaves when it is done.
+
+    What it uses (file descriptors, above all: their numbers are soon another file's) is closed after that.
+    """
+    try:
+        await asyncio.shield(future)
+    except asyncio.CancelledError:
+        while not future.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({future})
+        if not future.cancelled():
+            future.exception()  # it is seen: the cancelling goes before it
+        raise
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:
