@@ -53,9 +53,9 @@ class Slowly(Backend):
 class Ready(Slowly):
     """Its sandboxes are there at once, when it is let."""
 
-    def __init__(self, *made: Sandbox) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.made = list(made)
+        self.made: list[Sandbox] = []
 
     async def start(self, spec: SandboxSpec | None = None, **given: Any) -> Sandbox:
         self.starting += 1
@@ -67,7 +67,7 @@ class Ready(Slowly):
 
 
 def forward(seconds: float) -> None:
-    """The event loop's clock jumps on, as it does for a loop that was held up: no test has to hurry or wait."""
+    """The event loop's clock jumps on, as for a loop that was held up: no test has to hurry, or to wait."""
     loop = asyncio.get_running_loop()
     now = loop.time
     loop.time = lambda: now() + seconds  # type: ignore[method-assign]
@@ -142,17 +142,17 @@ def test_who_waits_too_long_is_told_and_takes_nothing_away() -> None:
 
 def test_one_that_comes_as_the_time_runs_out_is_had() -> None:
     async def check() -> None:
-        async with Slowly() as inner, Ready(await inner.start()) as backend:
-            async with SandboxPool(backend, warm=0, most=1) as pool:
-                backend.go.clear()
-                asking = asyncio.create_task(pool.acquire(seconds=60))
-                await until(lambda: backend.starting == 1)
-                backend.go.set()
-                forward(100)  # the loop finds both at once, and who asked is woken by what came later
-                sandbox = await asking
-                assert (await sandbox.exec("true")).ok
-                await pool.release(sandbox)
-                assert pool.size == 0
+        async with Ready() as backend, SandboxPool(backend, warm=0, most=1) as pool:
+            backend.made.append(await backend.inner.start())
+            backend.go.clear()
+            asking = asyncio.create_task(pool.acquire(seconds=60))
+            await until(lambda: backend.starting == 1)
+            backend.go.set()
+            forward(100)  # the loop finds both at once, and who asked is woken by what came later
+            sandbox = await asking
+            assert (await sandbox.exec("true")).ok
+            await pool.release(sandbox)
+            assert pool.size == 0
 
     asyncio.run(check())
 
@@ -231,11 +231,13 @@ def test_slow_starts_halve_and_quick_ones_add_a_little() -> None:
 
 def test_a_lease_that_runs_out_closes_its_sandbox() -> None:
     async def check() -> None:
-        async with Slowly() as backend, SandboxPool(backend, warm=0, lease=0.2) as pool:
+        async with Slowly() as backend, SandboxPool(backend, warm=0, lease=100) as pool:
             kept, forgotten = await pool.acquire(), await pool.acquire()
-            for _ in range(6):
-                await asyncio.sleep(0.05)
+            for _ in range(3):
+                forward(60)
+                await asyncio.sleep(0)  # whatever is due is done
                 pool.renew(kept)
+            await until(lambda: pool.size == 1)
             assert (await kept.exec("true")).ok
             with pytest.raises(UsageError, match="closed"):
                 await forgotten.exec("true")
