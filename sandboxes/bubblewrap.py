@@ -340,7 +340,11 @@ class BubblewrapBackend(Backend):
                 filter_,
                 *([] if report is None else [report]),
                 id=id,
-                argv=[*arguments(program, spec, id, worker, report is not None), "--", *command],
+                argv=[
+                    *arguments(program, spec, id, worker, report is not None, groups is not None),
+                    "--",
+                    *command,
+                ],
                 limits=limits(spec, groups is not None),
                 memory=0 if groups is not None else spec.memory,
                 groups=[] if groups is None else groups.places,

@@ -38,7 +38,13 @@ HIGH = 64
 """Above the file descriptors that this process ever holds itself."""
 
 GLANCE = 0.05
+AGAIN = 0.005
 IDLE = 0.5
+"""Seconds between two looks at memory: usually, after one that found too much, and when nobody is watched."""
+
+OWN, WHOLE = 0.2, 0.5
+"""Most processor seconds that a look takes over one sandbox's shared pages, and over all sandboxes'."""
+
 PAGE = resource.getpagesize()
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 MS_NOSUID, MS_NODEV, MS_PRIVATE, MS_REC, MNT_DETACH = 2, 4, 1 << 18, 1 << 14, 2
@@ -63,10 +69,12 @@ class Launched:
         pid: Of bubblewrap's outer process, which nobody inside can reach.
         memory: Bytes that all its processes may hold; 0: somebody else counts.
         killed: How many of its processes were killed because they held too much.
+        suspected: Whether it held too much at the last look.
     """
 
     def __init__(self, id: str, pid: int, memory: int) -> None:
         self.id, self.pid, self.memory, self.killed = id, pid, memory, 0
+        self.suspected = False
 
 
 class Launcher:
@@ -77,6 +85,7 @@ class Launcher:
         self.running: dict[str, Launched] = {}
         self.by_pid: dict[int, Launched] = {}
         self.next_look = 0.0
+        self.first = 0
 
     def serve(self) -> None:
         """Answer until the owner goes away; then everything ends."""
@@ -257,23 +266,35 @@ class Launcher:
     def look(self) -> None:
         """Kill the largest processes of sandboxes that hold too much memory.
 
-        One look costs a pass over /proc, so looks take this process no more than a fifth of a processor.
+        One look costs a pass over /proc, so looks take this process a fifth of a processor, or little more.
+        What is found twice counts: a child that has yet to become another program has its parent's memory.
         """
         now = time.monotonic()
         if not self.running or now < self.next_look:
             return
-        spent = time.process_time()
+        begun = time.process_time()
         watched = [launched for launched in self.running.values() if launched.memory]
+        again = False
         if watched:
             children, held = processes()
-            for launched in watched:
+            # The one for whom there was no time begins.
+            self.first %= len(watched)
+            for at, launched in enumerate(watched[self.first :] + watched[: self.first]):
                 # Without bubblewrap's outer process: what it has to tell is how the others ended.
-                tree = descendants(launched.pid, children)[1:]
-                if sum(held.get(pid, 0) for pid in tree) > launched.memory:
-                    there = {pid: held.get(pid, 0) for pid in tree}
-                    launched.killed += relieve(launched.memory, there, now + GLANCE)
-        spent = time.process_time() - spent
-        self.next_look = time.monotonic() + max(GLANCE if watched else IDLE, 4 * spent)
+                there = {pid: held.get(pid, 0) for pid in descendants(launched.pid, children)[1:]}
+                if sum(there.values()) <= launched.memory:
+                    launched.suspected = False
+                    continue
+                left = WHOLE - (time.process_time() - begun)
+                if left <= 0:
+                    self.first += at
+                    break
+                found = relieve(launched.memory, there, min(OWN, left), launched.suspected)
+                launched.killed += max(0, found)
+                again = again or (found < 0)
+                launched.suspected = found != 0
+        pause = max(GLANCE if watched else IDLE, 4 * (time.process_time() - begun))
+        self.next_look = time.monotonic() + (AGAIN if again else pause)
 
 
 def become(parent: int, words: list[str], fds: list[int], limits: dict[str, int], groups: list[str]) -> None:
@@ -327,21 +348,28 @@ def processes() -> tuple[dict[int, list[int]], dict[int, int]]:
     return children, held
 
 
-def relieve(most: int, held: dict[int, int], until: float) -> int:
-    """Kill the largest of some processes until they hold ``most`` bytes together; how many were killed.
+def relieve(most: int, held: dict[int, int], seconds: float, sure: bool) -> int:
+    """Kill the largest of some processes until they hold ``most`` bytes together.
 
     A page that several of them share is counted once, which costs the more the more they map: a process that
-    maps more than ``most`` by itself is not asked, and after ``until`` none is. All that these map counts.
+    maps more than ``most`` by itself is not asked, and after ``seconds`` of this one's time none is. All that
+    these map counts.
+
+    Returns:
+        How many were killed; -1: they hold too much, and nobody was killed, as it is not ``sure``.
     """
+    until = time.process_time() + seconds
     total = killed = 0
     seen: list[tuple[int, int]] = []
     for pid in sorted(held, key=lambda pid: held[pid], reverse=True):
         share = held[pid]
-        if share <= most and time.monotonic() < until:
+        if share <= most and time.process_time() < until:
             with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/smaps_rollup", "rb") as place:
                 share = int(place.read().partition(b"\nPss:")[2].split(None, 1)[0]) * 1024
         total += share
         seen.append((share, pid))
+        if total > most and not sure:
+            return -1
         while total > most:  # at once: it grows meanwhile
             largest = max(seen)
             seen.remove(largest)

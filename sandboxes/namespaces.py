@@ -34,7 +34,9 @@ ETC = {
 """The files of a sandbox's ``/etc``."""
 
 
-def arguments(program: str, spec: SandboxSpec, place: str, worker: str | None, report: bool) -> list[str]:
+def arguments(
+    program: str, spec: SandboxSpec, place: str, worker: str | None, report: bool, counted: bool
+) -> list[str]:
     """Bubblewrap's arguments, without the command.
 
     Args:
@@ -43,13 +45,18 @@ def arguments(program: str, spec: SandboxSpec, place: str, worker: str | None, r
         place: Folder of its files there.
         worker: Name of the compiled worker there, if it has one.
         report: Whether bubblewrap shall tell file descriptor 4 that the command was run, and its status.
+        counted: Whether control groups count memory.
     """
     words = ["{place}/" + program, "--unshare-all", "--unshare-user"]
     if spec.network == "host":
         words.append("--share-net")
     words += ["--die-with-parent", "--as-pid-1", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000"]
     words += ["--hostname", "sandbox", *root_arguments(spec.rootfs)]
-    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(1 << 20), "--tmpfs", "/dev/shm"]
+    words += ["--proc", "/proc", "--dev", "/dev"]
+    if not counted:
+        # Reads alike, and cannot be mapped: as shared memory it would be no process's, see seccomp.SHARED.
+        words += ["--dev-bind", "/dev/full", "/dev/zero"]
+    words += ["--size", str(1 << 20), "--tmpfs", "/dev/shm"]
     words += ["--remount-ro", "/dev", "--dir", "/run", "--dir", "/var", "--symlink", "/tmp", "/var/tmp"]
     words += ["--bind", "{place}/" + place + "/tmp", "/tmp"]
     words += ["--bind", "{place}/" + place + "/work", spec.workdir]

@@ -36,6 +36,10 @@ others reach the host's hardware, its kernel's rarely used corners, or (vsock) t
 UNCOUNTED = "memfd_create memfd_secret shmget msgget semget"
 """What holds memory that is no process's: it is not there where no control group counts it."""
 
+SHARED = (0x2F, 0x21)
+"""Bits of mmap's flags, and what they are for memory that is shared and of no file: it stays when nobody
+maps it any more, and is then no process's either."""
+
 TERMINAL = (0x5412, 0x541C)
 """``TIOCSTI`` and ``TIOCLINUX``: input pushed into somebody's terminal."""
 
@@ -76,6 +80,8 @@ def program(counted: bool = True) -> bytes:
     _add(made, absent, "socket", pyseccomp.Arg(0, pyseccomp.GT, max(FAMILIES)))
     for name in () if counted else UNCOUNTED.split():
         _add(made, pyseccomp.ERRNO(errno.ENOSYS), name)
+    if not counted:
+        _add(made, refuse, "mmap", pyseccomp.Arg(3, pyseccomp.MASKED_EQ, *SHARED))
     for request in TERMINAL:
         _add(made, refuse, "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, low, request))
     fd = os.memfd_create("seccomp")

@@ -229,7 +229,8 @@ def foreign():
         return {}
 
     def entered(code):
-        place = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        flags, prot = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        place = mmap.mmap(-1, 4096, flags, prot)
         place.write(code)
         address = ctypes.addressof(ctypes.c_char.from_buffer(place))
         return ctypes.CFUNCTYPE(ctypes.c_long)(address)()
@@ -644,6 +645,19 @@ def shared(kind, mib):
                 ctypes.memset(place, 1, 32 << 20)
                 libc.shmdt(ctypes.c_void_p(place))
                 got += 32
+        elif kind in ("anonymous", "zero"):
+            # What is unmapped of shared memory stays, as long as a page of it is mapped.
+            libc.mmap.restype = ctypes.c_void_p
+            libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+            libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+            source = os.open("/dev/zero", os.O_RDWR) if kind == "zero" else -1
+            while got < mib:
+                place = libc.mmap(None, 16 << 20, 3, 1 if kind == "zero" else 0x21, source, 0)
+                if place in (None, 2**64 - 1):
+                    return {"got": got, "errno": ctypes.get_errno()}
+                ctypes.memset(place, 1, 16 << 20)
+                libc.munmap(place + 4096, (16 << 20) - 4096)
+                got += 16
         elif kind == "unlinked":
             held = []
             while got < mib:

@@ -600,6 +600,8 @@ def shared_memory(kind: str) -> Probe:
                 await asyncio.sleep(0.01)
                 most = max(most, host_shared() - before)
             result = running.result()
+            if result.return_code == 1:
+                raise RuntimeError(f"the attack itself failed: {result}")
             got = json.loads(result.stdout)["got"] if result.ok else 0
         # Others use this machine: two samples say the same, or one of them says no.
         must(
@@ -612,6 +614,8 @@ def shared_memory(kind: str) -> Probe:
 
 PROBES["memory_memfd"] = shared_memory("memfd")
 PROBES["memory_system_v"] = shared_memory("sysv")
+PROBES["memory_anonymous"] = shared_memory("anonymous")
+PROBES["memory_zero"] = shared_memory("zero")
 PROBES["memory_tmp"] = shared_memory("/tmp")
 PROBES["memory_shm"] = shared_memory("/dev/shm")
 PROBES["memory_unlinked"] = shared_memory("unlinked")
