@@ -1,4 +1,4 @@
-"""A start of a bubblewrap sandbox that is broken off at any moment: nothing of it stays, and it gets nothing."""
+"""A start of a bubblewrap sandbox that is cancelled: nothing of it stays, and it gets no other file."""
 
 from __future__ import annotations
 
@@ -75,12 +75,15 @@ def test_a_start_that_is_cancelled_gets_no_other_file(
 def test_a_start_that_is_cancelled_leaves_nothing(way: str) -> None:
     chance = random.Random(way)
 
-    async def work() -> tuple[list[int], set[str]]:
+    def left(backend: BubblewrapBackend) -> tuple[int, set[str]]:
+        assert backend._launcher is not None
+        mounts = Path(f"/proc/{backend._launcher._process.pid}/mountinfo")
+        return mounts.read_text().count(" /mnt/"), groups()
+
+    async def work() -> None:
         async with opened() as backend:
             await backend.run(["/bin/true"])
-            assert backend._launcher is not None
-            mounts = Path(f"/proc/{backend._launcher._process.pid}/mountinfo")
-            seen = [mounts.read_text().count(" /mnt/")]
+            before = left(backend)
             for _ in range(25):
                 started = asyncio.ensure_future(WAYS[way](backend))
                 await asyncio.sleep(chance.uniform(0, 0.025))
@@ -88,11 +91,10 @@ def test_a_start_that_is_cancelled_leaves_nothing(way: str) -> None:
                 await asyncio.wait({started})
                 if not started.cancelled() and way != "run":
                     await started.result().close()  # type: ignore[attr-defined]
-            until = time.monotonic() + 20
-            while (mounts.read_text().count(" /mnt/") > seen[0] or groups()) and (time.monotonic() < until):
+            for _ in range(400):  # the kernel lets go of what is dead in its own time
+                if left(backend) == before:
+                    break
                 await asyncio.sleep(0.05)
-            seen.append(mounts.read_text().count(" /mnt/"))
-            return seen, groups()
+            assert left(backend) == before
 
-    seen, left = asyncio.run(work())
-    assert seen[1] == seen[0] and left == set()
+    asyncio.run(work())
