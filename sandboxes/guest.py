@@ -25,7 +25,8 @@ import time
 
 PIECE = 65536
 TIMED_OUT = 1
-GRACE = 0.5
+FIONREAD = 0x541B
+LARGEST_PIPE = 1 << 20
 
 
 def hide() -> None:
@@ -51,6 +52,8 @@ class Command:
         self.stdin, self.stdout, self.stderr = pipes
         self.left = {b"o": 0, b"e": 0}
         self.cut = {b"o": 0, b"e": 0}
+        # Bytes that are still to be read once it has ended.
+        self.rest = {b"o": 0, b"e": 0}
         self.paced = False
         self.flags = 0
         self.pending: list[bytes] = []
@@ -263,13 +266,17 @@ class Guest:
         left = command.left[kind]
         if command.paced and left <= 0:
             return False
+        size = min(PIECE, left) if command.paced else PIECE
+        if command.status is not None:
+            size = min(size, command.rest[kind])
         try:
-            piece = os.read(fd, min(PIECE, left) if command.paced else PIECE)
+            piece = os.read(fd, size)
         except BlockingIOError:
             return False
         if not piece:
             self.drop(fd)
             return False
+        command.rest[kind] -= len(piece)
         if left > 0:
             self.send(kind, command.number, piece[:left])
         command.left[kind] = max(0, left - len(piece))
@@ -307,23 +314,29 @@ class Guest:
             if command is None:
                 continue
             command.status = status
+            for fd, kind in ((command.stdout, b"o"), (command.stderr, b"e")):
+                if self.readers.get(fd, (None,))[0] is command:
+                    command.rest[kind] = content(fd)
             self.finish(command)
 
     def finish(self, command: Command, wanted: bool = True) -> None:
         """Tell of a command that ended, once what it wrote was taken, as far as that is ``wanted``.
 
-        What is in its pipes now is its output; whatever it left running is not waited for.
+        What was in its pipes when it ended is its output; whatever it left running is not waited for, and
+        what that writes is nobody's.
         """
-        for fd in (command.stdout, command.stderr):
+        waits = False
+        for fd, kind in ((command.stdout, b"o"), (command.stderr, b"e")):
             if self.readers.get(fd, (None,))[0] is not command:
                 continue  # closed already, and its number may be another command's by now
-            until = time.monotonic() + GRACE
-            while wanted and fd in self.readers and self.forward(fd) and time.monotonic() < until:
+            while wanted and fd in self.readers and self.forward(fd):
                 pass
-            if fd in self.readers:
-                if wanted and command.paced and command.left[self.readers[fd][1]] <= 0:
-                    return  # there may be more, and its host will ask for it
+            if wanted and command.paced and command.left[kind] <= 0 < command.rest[kind]:
+                waits = True  # there is more, and its host will ask for it
+            elif fd in self.readers:
                 self.drop(fd)
+        if waits:
+            return
         command.pending, command.closing = [], True
         self.feed(command)
         status = command.status or 0
@@ -445,6 +458,16 @@ def execute(argv: "list[str]", env: "dict[str, str]") -> None:
         except OSError as error:
             problem = error
     raise problem
+
+
+def content(fd: int) -> int:
+    """How many bytes are in a pipe; where nobody can tell, the most that one holds."""
+    try:
+        import fcntl  # often a library of its own: not before it is needed
+
+        return int.from_bytes(fcntl.ioctl(fd, FIONREAD, bytes(4)), sys.byteorder)
+    except (ImportError, OSError):
+        return LARGEST_PIPE
 
 
 def kill_group(pid: int, signal: int) -> None:

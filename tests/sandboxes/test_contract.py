@@ -539,6 +539,28 @@ def test_what_a_process_wrote_before_it_ended_is_read_to_the_end(host: Host) -> 
     host.run(play())
 
 
+def test_what_a_process_left_running_does_not_go_on_for_it(host: Host) -> None:
+    """What is in its pipes when it ends is the last of it, however much another writes, and however late."""
+    script = "yes & until test -e go; do sleep 0.05; done; echo last >&2; exit 3"
+
+    async def play() -> None:
+        async with host.fresh() as box:
+            process = await box.open(["sh", "-c", script])
+            read = {"stdout": 0, "stderr": 0}
+            async with asyncio.timeout(60):
+                while (piece := await process.read(20)) is not None:
+                    if read["stdout"] <= MIB < read["stdout"] + len(piece[1]):  # it floods
+                        await box.write("go", b"")
+                    read[piece[0]] += len(piece[1])
+                    await asyncio.sleep(0.01)  # a reader that is slower than what writes
+            assert (read["stderr"], process.returned) == (5, 3)
+            await process.close()
+            async with asyncio.timeout(60):
+                assert (await box.exec("yes & exit 3", seconds=50)).return_code == 3
+
+    host.run(play())
+
+
 def test_a_source_is_copied_and_never_changed(host: Host, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "file").write_text("before")
