@@ -56,7 +56,7 @@ class PythonMath(CodeEnv):
     """
 
     splits = SPLITS
-    version = "1"
+    version = "2"
 
     def __init__(
         self,

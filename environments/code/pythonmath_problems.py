@@ -1,8 +1,8 @@
 """Generated problems of mathematics, each with an answer computed by exact arithmetic.
 
 Invariants: a problem is a function of its kind and number alone, on any machine and Python; no two problems
-of a kind have one question, so no split shares any with another; an answer is computed by integers and
-fractions, never by floating point.
+of a kind have one question, so no split shares any with another; no answer is that of many problems of a
+kind; an answer is computed by integers and fractions, never by floating point.
 """
 
 from __future__ import annotations
@@ -152,10 +152,10 @@ def primes(limit: int) -> list[int]:
 @kind(
     "divisors",
     lambda d: (d.whole(500, 20_000), d.whole(2, 9)),
-    lambda n, m: f"How many positive divisors of {n} are not divisible by {m}?",
+    lambda n, m: f"What is the sum of the positive divisors of {n} that are not divisible by {m}?",
 )
 def _divisors(n: int, m: int) -> int:
-    return sum(n % k == 0 and k % m != 0 for k in range(1, n + 1))
+    return sum(k for k in range(1, n + 1) if n % k == 0 and k % m != 0)
 
 
 @kind(
@@ -235,7 +235,7 @@ def _paths(m: int, n: int, x: int, y: int) -> int:
 
 @kind(
     "coins",
-    lambda d: (d.whole(40, 300), *sorted(d.several(3, 2, 25))),
+    lambda d: (d.whole(500, 3_000), *_coprime_coins(d)),
     lambda n, a, b, c: (
         f"In how many ways can {n} cents be paid with coins of {a}, {b} and {c} cents, if the order of the "
         "coins does not matter and there are plenty of each?"
@@ -266,7 +266,7 @@ def _strings(n: int, letter: str, run: int) -> int:
 
 @kind(
     "seating",
-    lambda d: (d.whole(5, 9), *d.several(3, 1, 5), d.one((1, 2))),
+    lambda d: (d.whole(8, 25), *d.several(3, 1, 8), d.whole(1, 5)),
     lambda n, a, b, c, gap: (
         f"People numbered 1 to {n} sit down in a row of {n} chairs. In how many orders does person {a} sit "
         f"somewhere to the left of person {b}, with exactly {gap} of the others between them, but not "
@@ -498,6 +498,13 @@ def _linear(factors: tuple[int, ...], names: tuple[str, ...] = ("x", "y", "z")) 
 def _polynomial(factors: tuple[int, ...]) -> str:
     powers = [f"x^{n}" for n in range(len(factors) - 1, 1, -1)]
     return _linear(factors, (*powers, "x", ""))
+
+
+def _coprime_coins(draw: Draw) -> list[int]:
+    """Coins of three sizes that pay every large amount: where they cannot, the answer is 0 far too often."""
+    while math.gcd(*(coins := sorted(draw.several(3, 2, 25)))) > 1:
+        pass
+    return coins
 
 
 def _with_real_roots(draw: Draw) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from itertools import combinations, permutations, product
@@ -63,7 +64,7 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("kind", "about", "answer"),
         [
-            ("divisors", (12, 2), 2),
+            ("divisors", (12, 2), 4),
             ("coprime", (10, 4), 25),
             ("powmod", (3, 4, 7), 4),
             ("remainders", (1, 2, 3, 7, 11, 17), 2 * 7 * 11 * 17 // 2 - 2),
@@ -102,7 +103,10 @@ class TestProblems:
         for n, letter, run in ((5, "A", 2), (6, "C", 3)):
             counted = sum(letter * run not in "".join(word) for word in product("ABC", repeat=n))
             assert problems.KINDS["strings"].solve(n, letter, run) == counted
-        for n, a, b, c, gap in ((5, 1, 2, 3, 1), (6, 4, 1, 5, 2)):
+        for n, m in ((36, 4), (49, 2), (4_096, 8), (9_973, 5)):
+            counted = sum(k for k in range(1, n + 1) if n % k == 0 and k % m)
+            assert problems.KINDS["divisors"].solve(n, m) == counted
+        for n, a, b, c, gap in ((5, 1, 2, 3, 1), (6, 4, 1, 5, 2), (7, 2, 3, 1, 3)):
             counted = 0
             for order in permutations(range(1, n + 1)):
                 left, right = order.index(a), order.index(b)
@@ -117,6 +121,15 @@ class TestProblems:
         told = problems.surd(Fraction(over, under))
         assert verdict(told, f"\\sqrt{{{over}/{under}}}") == "same"
         assert "sqrt" in told or math.isqrt(over * under) ** 2 == over * under
+
+    def test_no_answer_is_worth_giving_whatever_is_asked(self) -> None:
+        every: Counter[str] = Counter()
+        for name in problems.KINDS:
+            told = Counter(problems.problem(f"{name}-{number_}").answer for number_ in range(problems.COUNT))
+            answer, times = told.most_common(1)[0]
+            assert times <= problems.COUNT / 20, (name, answer)
+            every += told
+        assert every.most_common(1)[0][1] <= every.total() / 100
 
     def test_a_problem_is_the_same_for_ever(self) -> None:
         assert problems.problem("recurrence-0") == problems.Problem(
