@@ -35,7 +35,7 @@ _MIXED = re.compile(
 _NAMED = re.compile(r"\\?[A-Za-z]+(?:_\w|_\{\w+\})? ?= ?", re.ASCII)
 _ENCLOSED = re.compile(r"(-?) ?(?:\\\{(.*)\\\}|\((.*)\)|\[(.*)\]|\{(.*)\})")
 _QUOTIENT = re.compile(rf"\(?([+-]?{_DIGITS})\)? ?/ ?\(?([+-]?{_DIGITS})\)?", re.ASCII)
-_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
+_WORDS = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]+)*")
 _SPELLINGS = (
     (re.compile(r"\\(?:left|right|displaystyle|,|;|:|!| |quad\b|qquad\b)"), " "),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
@@ -99,6 +99,11 @@ def given(answer: str) -> Fraction | None:
     return number(answer)
 
 
+def worded(answer: str) -> bool:
+    """Whether an answer in plain spelling is words: it may still be read as names, such as ``xy``."""
+    return _WORDS.fullmatch(answer) is not None
+
+
 def same(answer: str, reference: str) -> bool | None:
     """Whether two answers are the same; ``None`` where it takes algebra to say.
 
@@ -111,6 +116,6 @@ def same(answer: str, reference: str) -> bool | None:
         return bool(left)
     if (wanted := number(right)) is not None:
         return given(left) == wanted
-    if _WORDS.fullmatch(left) and _WORDS.fullmatch(right):
+    if worded(left) and worded(right):
         return left.casefold() == right.casefold()
     return None

@@ -19,9 +19,9 @@ from agentgym.actions import write_calls
 from agentgym.arguments import one_of
 from agentgym.environments.code import pythonmath_problems, sympy_pack
 from agentgym.environments.code.base import CodeEnv, Refused, Score
-from agentgym.environments.code.boxed import boxed, same
+from agentgym.environments.code.boxed import boxed, plain, same, worded
 from agentgym.environments.code.symbolic import SPEC, compare
-from agentgym.errors import DataUnavailable, UsageError
+from agentgym.errors import DataUnavailable, JudgeFailed, UsageError
 from agentgym.messages import ToolCall
 from agentgym.sandboxes import SandboxSpec
 from agentgym.task import Task, TaskSet
@@ -156,12 +156,25 @@ class PythonMath(CodeEnv):
         return f"The sandbox has ended ({why}); a new one was started, without the interpreter's names."
 
     async def scoring(self, task: Task, artifact: str) -> Score:
-        """Whether the answer is the reference's."""
+        """Whether the answer is the reference's.
+
+        Raises:
+            JudgeFailed: It cannot be told: the judge does not start, or cannot read the reference.
+        """
         reference = str(task.private["answer"])
         how, right = "plain", same(artifact, reference)
         if right is None:
             async with self.fresh_sandbox(SPEC) as sandbox:
                 how = await compare(sandbox, artifact, reference, seconds=COMPARE_SECONDS)
+            if how == "unreadable reference":
+                if not worded(plain(reference)):
+                    raise JudgeFailed(
+                        f"the reference {reference!r} of the task {task.id!r} cannot be read: whether what is "
+                        "spelled otherwise is right, nobody can tell",
+                        hint="write a number, an expression, an equation, an interval, a list, or words of "
+                        "letters alone",
+                    )
+                how = "different"
             right = how == "same"
         return Score(float(right), right, info={"compared": how})
 

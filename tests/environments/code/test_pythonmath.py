@@ -550,6 +550,28 @@ class TestFiles:
         assert [len(env.tasks(split)) for split in env.splits] == [3, 3, 0]
         assert env.tasks("train").ids[0] == "train-1"
 
+    def test_a_reference_that_the_judge_cannot_read_is_no_score(
+        self, tmp_path: Path, unsafe: Mapping[str, Any]
+    ) -> None:
+        file = tmp_path / "mine.jsonl"
+        rows = [{"question": "?", "answer": answer} for answer in ("x>2", "no solution", "größer als")]
+        file.write_text("\n".join(map(json.dumps, rows)))
+        env = PythonMath(file=file, **unsafe)
+
+        def worth(number_: int, answer: str) -> float:
+            env.reset(seed=0, options={"task_id": f"mine-{number_}"})
+            return float(env.step(rf"\boxed{{{answer}}}")[1])
+
+        for answer in ("2 < x", "x", "?"):
+            with pytest.raises(JudgeFailed, match="'x>2' of the task 'mine-1'") as raised:
+                worth(1, answer)
+            assert raised.value.hint and raised.value.boundary == "judge"
+        assert worth(1, "$x>2$") == 1.0
+        # Words have one spelling, and are read by nobody.
+        assert worth(2, r"\text{No solution}") == 1.0 and worth(2, "x = 2") == 0.0
+        assert worth(3, "Größer als") == 1.0 and worth(3, "x>2") == worth(3, "kleiner als") == 0.0
+        env.close()
+
     @pytest.mark.parametrize(
         "row", ["{", "[]", '{"question": "?"}', '{"question": "?", "answer": "1", "split": "x"}']
     )
