@@ -169,8 +169,8 @@ class PythonMath(CodeEnv):
             if how == "unreadable reference":
                 if not worded(plain(reference)):
                     raise JudgeFailed(
-                        f"the reference {reference!r} of the task {task.id!r} cannot be read: whether what is "
-                        "spelled otherwise is right, nobody can tell",
+                        f"the reference {reference!r} of the task {task.id!r} cannot be read: whether what "
+                        "is spelled otherwise is right, nobody can tell",
                         hint="write a number, an expression, an equation, an interval, a list, or words of "
                         "letters alone",
                     )
