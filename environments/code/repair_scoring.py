@@ -3,11 +3,12 @@
 Invariants: what is judged is a patch and nothing else of what the policy left; the patch is applied to the
 repository as it was, what it does to tests and to their configuration is undone, and the hidden tests are
 laid over. They are run twice, each time in a sandbox of its own, as two versions that
-:mod:`repair_spoil` makes of them before anything of the patch has run: a random half of the tests is made to
-fail in one, the others in the other. :mod:`repair_runner` has to report every listed test as passed where it
-was left alone, and as failed where it was not; so neither run is the real one, and a report that says
-"passed" of everything is worth nothing. A run that is not told to its end is not either. Only a failure of
-the machinery around the sandbox is raised.
+:mod:`repair_spoil` makes of them before anything of the patch has run: by a coin each, some of the tests are
+made to fail in one, and the others in the other. Then those that a repair makes pass are run :data:`MORE`
+times by themselves, spoiled by a coin each time. :mod:`repair_runner` has to report every listed test as
+passed where it was left alone, and as failed where it was not; so no run is the real one, and a report that
+says "passed" of everything is worth nothing. A run that is not told to its end is not either. Only a failure
+of the machinery around the sandbox is raised.
 
 What is left: the code under test shares a process with pytest. A patch that finds the reporter in memory, and
 that tells the tests that were made to fail from the others, can forge both reports.
@@ -21,8 +22,9 @@ import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from agentgym.environments.code.repair_instances import TESTBED, Instance
 from agentgym.environments.code.repair_measure import (
@@ -40,6 +42,9 @@ from agentgym.sandboxes.base import MIB, ExecResult, Sandbox, SandboxEnded, Sand
 
 MAX_PATCH = MIB
 """Most bytes of a patch; one that is larger is not taken."""
+
+MORE = 3
+"""Further runs of the tests that a repair makes pass: so often more has to guess who cannot tell."""
 
 GIT_SECONDS = 60.0
 """Deadline of one command of git, in a repository that may be the policy's."""
@@ -99,12 +104,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Spoiled:
-    """Two versions of the hidden tests, in each of which some fail.
+    """Versions of the hidden tests, in each of which some fail.
 
     Attributes:
         texts: New content by file, of each version.
         tests: The tests that have to fail, in each version.
-        loose: Tests of which it is not known; they may fail in one of the versions.
+        loose: Tests of which it is not known; they may fail in any of the versions.
     """
 
     texts: tuple[Mapping[str, str], ...]
@@ -199,7 +204,12 @@ async def score(start: Start, instance: Instance, patch: bytes, *, seconds: floa
     spoiled: Spoiled | None = None
     dropped: tuple[str, ...] = ()
     runs: list[Run] = []
-    for version in range(2):
+    for version in range(2 + MORE):
+        if version == 2 and spoiled is not None:
+            # Further runs could only take a success back.
+            why = _missing(instance, _listed(instance, runs, _holds(runs, spoiled))) or _forged(runs, spoiled)
+            if why:
+                break
         async with start(spec_of(instance)) as sandbox:
             await prepare(sandbox, instance)
             dropped, why = await _apply(sandbox, instance, patch)
@@ -210,8 +220,9 @@ async def score(start: Start, instance: Instance, patch: bytes, *, seconds: floa
                     False, f"the hidden tests cannot be laid over the change: {why}", dropped=dropped
                 )
             spoiled = spoiled or await _spoil(sandbox, instance)
+            only = _meant(instance, instance.fail_to_pass, runs) if version >= 2 else frozenset[str]()
             try:
-                run, why = await _run(sandbox, instance, spoiled.texts[version], seconds)
+                run, why = await _run(sandbox, instance, spoiled.texts[version], only, seconds)
             except SandboxEnded as error:
                 return Verdict(False, f"the code under test ended its sandbox: {error.why}", dropped=dropped)
         runs.append(run)
@@ -280,6 +291,8 @@ async def _spoil(sandbox: Sandbox, instance: Instance) -> Spoiled:
         "root": WORK,
         "tests": [*instance.fail_to_pass, *instance.pass_to_pass],
         "files": list(instance.test_files),
+        "most": list(instance.fail_to_pass),
+        "more": MORE,
     }
     await sandbox.write(_SPOILER_INSIDE, SPOILER.read_bytes())
     # Not the interpreter of the tests, which may be too old.
@@ -298,9 +311,9 @@ async def _spoil(sandbox: Sandbox, instance: Instance) -> Spoiled:
 
 
 async def _run(
-    sandbox: Sandbox, instance: Instance, texts: Mapping[str, str], seconds: float
+    sandbox: Sandbox, instance: Instance, texts: Mapping[str, str], only: frozenset[str], seconds: float
 ) -> tuple[Run, str]:
-    """Run one version of the tests; also why the run is not believed."""
+    """Run one version of the tests, or ``only`` some of them; also why the run is not believed."""
     # What could be compared with what is run.
     await _must(sandbox, f"rm -f {_PATCH}")
     for file, text in texts.items():
@@ -310,56 +323,56 @@ async def _run(
     place = str(PurePosixPath(files[0]).parent / name)
     await sandbox.write(f"{WORK}/{place}", content)
     files.insert(random.SystemRandom().randrange(len(files) + 1), place)
+    where: dict[str, Any] = {"path": [WORK], "python": instance.python, "site": True}
     if instance.image is None:
-        path = search_path(instance.modules, instance.libraries)
-        run = await run_tests(sandbox, path=path, tests=files, seconds=seconds, runner=instance.runner)
-    else:
-        run = await run_tests(
-            sandbox,
-            path=[WORK],
-            tests=files,
-            seconds=seconds,
-            python=instance.python,
-            site=True,
-            runner=instance.runner,
-        )
+        where = {"path": search_path(instance.modules, instance.libraries)}
+    these = [*only, place] if only else ()
+    run = await run_tests(sandbox, tests=files, seconds=seconds, runner=instance.runner, only=these, **where)
+    if only:
+        own = {name: told for name, told in run.tests.items() if name.startswith(f"{place}::")}
+        run = replace(run, tests=own | {name: run.tests.get(name, "missing") for name in only})
     return run, _doubts(run, place, holds, fails)
 
 
+def _meant(instance: Instance, names: Sequence[str], runs: Sequence[Run]) -> frozenset[str]:
+    """The tests that are listed by ``names``; one without a file may be that of several."""
+    made = {name for name in names if "::" in name or instance.runner == "pytest"}
+    bare = {*names} - made
+    for run in runs if bare else ():
+        for test, outcome in run.tests.items():
+            if outcome != "skipped" and not bare.isdisjoint(
+                (test.rpartition("::")[2], run.described.get(test))
+            ):
+                made.add(test)
+    return frozenset(made)
+
+
 def _listed(instance: Instance, runs: Sequence[Run], holds: frozenset[str]) -> frozenset[str]:
-    """The listed tests that hold; a name without a file may be that of several."""
+    """The listed tests that hold."""
     made = set(holds)
     for name in (*instance.fail_to_pass, *instance.pass_to_pass):
-        if "::" not in name:
-            meant = {
-                test
-                for run in runs
-                for test, outcome in run.tests.items()
-                if outcome != "skipped" and name in (test.rpartition("::")[2], run.described.get(test))
-            }
-            if meant and meant <= holds:
-                made.add(name)
+        if "::" not in name and (meant := _meant(instance, [name], runs)) and meant <= holds:
+            made.add(name)
     return frozenset(made)
 
 
 def _holds(runs: Sequence[Run], spoiled: Spoiled) -> frozenset[str]:
-    """The tests that passed wherever they were left alone."""
-    left = [run.passed for run in runs]
+    """The tests that passed wherever they were run and left alone."""
     loose = spoiled.loose.union(*(run.described for run in runs))
-    ever = frozenset[str]().union(*left)
-    lost = frozenset[str]().union(
-        *(ever - passed - tests - loose for passed, tests in zip(left, spoiled.tests, strict=False))
-    )
-    honest = frozenset[str]().union(
-        *(passed - tests for passed, tests in zip(left, spoiled.tests, strict=False))
-    )
-    return honest - lost
+    ever = frozenset[str]().union(*(run.passed for run in runs))
+    holds, lost = set[str](), set[str]()
+    for version, (run, tests) in enumerate(zip(runs, spoiled.tests, strict=False)):
+        holds |= run.passed - tests
+        ran = ever if version < 2 else ever & run.tests.keys()
+        lost |= ran - run.passed - tests - loose
+    return frozenset(holds - lost)
 
 
 def _forged(runs: Sequence[Run], spoiled: Spoiled) -> str:
     """Why the reports are not believed: a test that was made to fail is not reported so."""
-    for run, tests in zip(runs, spoiled.tests, strict=False):
-        if any(run.tests.get(name) != "failed" for name in tests):
+    for version, (run, tests) in enumerate(zip(runs, spoiled.tests, strict=False)):
+        ran = tests if version < 2 else tests & run.tests.keys()
+        if any(run.tests.get(name) != "failed" for name in ran):
             return "a test that always fails did not fail"
     return ""
 

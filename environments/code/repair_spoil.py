@@ -1,8 +1,9 @@
 """Make tests fail that would pass, in a way that the code which they test cannot see from outside.
 
 Invariants: nothing of the repository is run, its tests are only parsed; a test is changed at its very end, so
-that what it does to others stays done; each function is changed in one of two versions of its file and left
-alone in the other, so that neither version is the real one.
+that what it does to others stays done; each function is changed in one of the first two versions of its
+file, by a coin of its own, and left alone in the other, so that neither is the real one, and how many tests
+fail in one tells nothing of a single test. In further versions, a coin decides of the tests that count most.
 
 Where one of a test's last assertions compares with a literal, the literal becomes another one: whoever wants
 to know that it is wrong has to know the right one. Other tests get a comparison that does not hold as their
@@ -11,8 +12,9 @@ file is run) are wrapped at the end of the file.
 
 This file is run by the sandbox's own Python (3.8 or later) as ``python3 -I -S -B`` before any code under test
 is; it imports nothing of AgentGym. Standard input is JSON: ``root`` (the repository), ``tests`` (their names,
-as pytest writes them, or those of functions without a file) and ``files`` (where functions are that are named
-without one). Standard output is JSON: ``texts`` (two versions, the new content by file),
+as pytest writes them, or those of functions without a file), ``files`` (where functions are that are named
+without one), ``most`` (those of the tests that count most) and ``more`` (how many further versions there
+are). Standard output is JSON: ``texts`` (the versions, the new content by file),
 ``spoiled`` (for each, the tests that have to fail in it) and ``loose`` (tests that could not be looked for:
 they may be spoiled with another one in either).
 """
@@ -299,8 +301,15 @@ def _find(files: dict[str, File], file: str, names: Names, depth: int = 0) -> tu
     return None
 
 
-def spoil(root: str, tests: list[str], places: list[str]) -> dict[str, Any]:
-    """Two versions of the files of tests, see the module."""
+def _word_of(test: str) -> str:
+    """The name of a test's function."""
+    return test.partition("[")[0].rpartition("::")[2]
+
+
+def spoil(
+    root: str, tests: list[str], places: list[str], most: list[str] | None = None, more: int = 0
+) -> dict[str, Any]:
+    """Versions of the files of tests, see the module."""
     files: dict[str, File] = {}
     bare = [test for test in tests if "::" not in test]
     tests = [test for test in tests if "::" in test]
@@ -326,23 +335,25 @@ def spoil(root: str, tests: list[str], places: list[str]) -> dict[str, Any]:
         else:
             loose.append(test)
     # Functions of one name go together: one may be another, in a class that inherits it.
-    order = sorted({names[-1] for _, names in (*written, *added)})
-    _RANDOM.shuffle(order)
-    versions = {name: place % 2 for place, name in enumerate(order)}
-    texts: list[dict[str, str]] = [{}, {}]
-    spoiled: list[list[str]] = [[], []]
+    words = sorted({names[-1] for _, names in (*written, *added)})
+    first = {word for word in words if _RANDOM.randrange(2)}
+    counting = {_word_of(test) for test in most or ()}
+    chosen = [first, {*words} - first]
+    chosen += [{word for word in words if word in counting and _RANDOM.randrange(2)} for _ in range(more)]
+    texts: list[dict[str, str]] = [{} for _ in chosen]
+    spoiled: list[list[str]] = [[] for _ in chosen]
     for file, content in files.items():
-        for version in range(2):
+        for version, these in enumerate(chosen):
             edits: list[Edit] = []
             failing: list[str] = []
             for (holder, names), held in written.items():
                 # A function that others call would take them with it.
-                if holder == file and versions[names[-1]] == version and names[-1] not in mentioned:
+                if holder == file and names[-1] in these and names[-1] not in mentioned:
                     made = content.spoil(names)
                     if made:
                         edits += made
                         failing += held
-            paths = [names for holder, names in added if holder == file and versions[names[-1]] == version]
+            paths = [names for holder, names in added if holder == file and names[-1] in these]
             failing += [test for names in paths for test in added[file, names]]
             try:
                 if failing:
@@ -356,4 +367,4 @@ def spoil(root: str, tests: list[str], places: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     given = json.loads(sys.stdin.buffer.read())
-    print(json.dumps(spoil(given["root"], given["tests"], given["files"])))
+    print(json.dumps(spoil(given.pop("root"), given.pop("tests"), given.pop("files"), **given)))

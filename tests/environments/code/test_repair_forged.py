@@ -122,7 +122,8 @@ def test_a_patch_of_what_runs_the_tests_is_not_rewarded(data: Path, way: str) ->
 @pytest.mark.bubblewrap
 def test_it_is_the_spoiled_tests_that_tell(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(*_: object) -> Spoiled:
-        return Spoiled(({}, {}), (frozenset(), frozenset()), frozenset())
+        runs = 2 + repair_scoring.MORE
+        return Spoiled(({},) * runs, (frozenset(),) * runs, frozenset())
 
     monkeypatch.setattr(repair_scoring, "_spoil", nothing)
     env = Repair(data=data)

@@ -197,7 +197,7 @@ def test_exactly_the_spoiled_tests_fail(tmp_path: Path) -> None:
     )  # fmt: skip
     made: dict[str, Any] = json.loads(done.stdout)
     first, second = map(set, made["spoiled"])
-    assert not first & second and abs(len(first) - len(second)) < len(before) / 2
+    assert not first & second and first and second
     assert set(before) - first - second == ALONE and set(made["loose"]) == {"test_marked.py::test_marked"}
     for texts, spoiled in zip(made["texts"], (first, second), strict=True):
         for name, text in FILES.items():
@@ -205,6 +205,17 @@ def test_exactly_the_spoiled_tests_fail(tmp_path: Path) -> None:
         after = run(tmp_path)
         assert after.keys() == before.keys()
         assert {name for name, outcome in after.items() if outcome == "failed"} == spoiled
+
+
+def test_how_many_are_spoiled_tells_nothing_of_one(tmp_path: Path) -> None:
+    names = [f"test_{number}" for number in range(20)]
+    (tmp_path / "test_a.py").write_text("".join(f"def {name}():\n    assert {name!r}\n" for name in names))
+    tests = [f"test_a.py::{name}" for name in names]
+    draws = [repair_spoil.spoil(str(tmp_path), tests, [], tests[:10], 3)["spoiled"] for _ in range(20)]
+    assert all(sorted(first + second) == sorted(tests) for first, second, *_ in draws)
+    assert len({len(first) for first, *_ in draws}) > 2
+    further = [set(spoiled) for draw in draws for spoiled in draw[2:]]
+    assert set().union(*further) == set(tests[:10]) and not set.intersection(*further)
 
 
 @pytest.mark.parametrize(
