@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -28,6 +29,21 @@ def groups() -> set[str]:
 def recorded() -> set[str]:
     """Sandboxes on record whose owner is this process, or is gone."""
     return {record.id for record in records.listed() if record.pid == os.getpid() or record.orphaned}
+
+
+@pytest.fixture
+def forward() -> Callable[[float], None]:
+    """Lets the clock of the running event loop jump on by seconds, as for a loop that was held up.
+
+    With it a deadline passes at a moment of the test's choice, on a machine of any speed.
+    """
+
+    def jump(seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time
+        loop.time = lambda: now() + seconds  # type: ignore[method-assign]
+
+    return jump
 
 
 @pytest.fixture(scope="session", autouse=True)

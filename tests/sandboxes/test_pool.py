@@ -66,15 +66,8 @@ class Ready(Slowly):
         return self.made.pop()
 
 
-def forward(seconds: float) -> None:
-    """The event loop's clock jumps on, as for a loop that was held up: no test has to hurry, or to wait."""
-    loop = asyncio.get_running_loop()
-    now = loop.time
-    loop.time = lambda: now() + seconds  # type: ignore[method-assign]
-
-
 async def until(true: Callable[[], bool]) -> None:
-    for _ in range(1000):
+    for _ in range(6000):
         if true():
             return
         await asyncio.sleep(0.01)
@@ -101,7 +94,7 @@ def test_warm_ones_are_ready_before_they_are_asked_for() -> None:
             await pool.release(await pool.acquire())
             await until(lambda: not backend.starting and pool.size == 2)
             backend.go.clear()  # nothing starts any more
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 held = [await pool.acquire(), await pool.acquire()]
             backend.go.set()
             assert len({sandbox.id for sandbox in held}) == 2
@@ -134,13 +127,13 @@ def test_who_waits_too_long_is_told_and_takes_nothing_away() -> None:
                 await pool.acquire(seconds=0.05)
             assert told.value.boundary == "sandbox"
             await pool.release(held)
-            async with pool.sandbox(seconds=10):
+            async with pool.sandbox(seconds=60):
                 pass
 
     asyncio.run(check())
 
 
-def test_one_that_comes_as_the_time_runs_out_is_had() -> None:
+def test_one_that_comes_as_the_time_runs_out_is_had(forward: Callable[[float], None]) -> None:
     async def check() -> None:
         async with Ready() as backend, SandboxPool(backend, warm=0, most=1) as pool:
             backend.made.append(await backend.inner.start())
@@ -157,7 +150,7 @@ def test_one_that_comes_as_the_time_runs_out_is_had() -> None:
     asyncio.run(check())
 
 
-def test_a_start_that_fails_as_the_time_runs_out_is_told() -> None:
+def test_a_start_that_fails_as_the_time_runs_out_is_told(forward: Callable[[float], None]) -> None:
     async def check() -> None:
         async with Ready() as backend, SandboxPool(backend, warm=0, most=1) as pool:
             backend.problem = SandboxFailed("no room")
@@ -229,7 +222,7 @@ def test_slow_starts_halve_and_quick_ones_add_a_little() -> None:
     assert admission.allowed == 2.0
 
 
-def test_a_lease_that_runs_out_closes_its_sandbox() -> None:
+def test_a_lease_that_runs_out_closes_its_sandbox(forward: Callable[[float], None]) -> None:
     async def check() -> None:
         async with Slowly() as backend, SandboxPool(backend, warm=0, lease=100) as pool:
             kept, forgotten = await pool.acquire(), await pool.acquire()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -51,13 +51,47 @@ def _play(request: pytest.FixtureRequest) -> Iterator[Play[Any]]:
 
 
 def answers(
-    play: Play[list[Answer]], kind: type[Session], *commands: str, seconds: float = 10
+    play: Play[list[Answer]], kind: type[Session], *commands: str, seconds: float = 60
 ) -> list[Answer]:
     async def body(sandbox: Sandbox) -> list[Answer]:
         opened = kind(sandbox)
         return [await opened.run(command, seconds=seconds) for command in commands]
 
     return play(body)
+
+
+def overdue(
+    play: Play[list[Answer]],
+    kind: type[Session],
+    forward: Callable[[float], None],
+    *commands: str,
+    patience: Mapping[int, float],
+) -> list[Answer]:
+    """Answers, where the deadlines of some pass as soon as the command has made a file ``begun``.
+
+    Args:
+        patience: By the number of such a command, the patience of its session.
+    """
+
+    async def body(sandbox: Sandbox) -> list[Answer]:
+        opened, told = kind(sandbox), []
+        for number, command in enumerate(commands):
+            running = asyncio.create_task(opened.run(command, seconds=600))
+            if number in patience:
+                assert (await sandbox.exec(f"{waiting('begun')}; rm begun", seconds=60)).ok
+                with pytest.MonkeyPatch.context() as patched:
+                    patched.setattr(session, "PATIENCE", patience[number])
+                    forward(1000)
+                    await running
+            told.append(await running)
+        return told
+
+    return play(body)
+
+
+def waiting(name: str) -> str:
+    """A command that waits for a file."""
+    return f"until test -e {name}; do sleep 0.05; done"
 
 
 def outputs(play: Play[Any], kind: type[Session], *commands: str) -> list[str]:
@@ -111,9 +145,9 @@ class TestShell:
     def test_one_that_was_killed_between_commands(self, play: Play[Any]) -> None:
         async def body(sandbox: Sandbox) -> Answer:
             shell = ShellSession(sandbox)
-            await shell.run("(sleep 0.2; kill -9 $$) & X=3", seconds=10)
-            await asyncio.sleep(0.6)
-            return await shell.run("echo .$X", seconds=10)
+            await shell.run("echo $$ > pid; X=3", seconds=60)
+            await sandbox.exec("p=$(cat pid); kill -9 $p; while kill -0 $p; do sleep 0.05; done", seconds=60)
+            return await shell.run("echo .$X", seconds=60)
 
         told = play(body)
         assert told.ok
@@ -125,32 +159,33 @@ class TestShell:
     @pytest.mark.parametrize(
         "command",
         [
-            "echo said; sleep 60; echo not",
-            "echo said; while :; do sleep 60; done; echo not",
-            "echo said; while :; do :; done",
-            "echo said; sleep 60 | cat\necho not",
-            "f() { sleep 60; }; echo said; f; f",
+            "sleep 60; echo not",
+            "while :; do sleep 60; done; echo not",
+            "while :; do :; done",
+            "sleep 60 | cat\necho not",
+            "f() { sleep 60; }; f; f",
         ],
     )
     def test_a_command_over_its_deadline_is_interrupted_and_the_state_is_kept(
-        self, play: Play[Any], command: str
+        self, play: Play[Any], command: str, forward: Callable[[float], None]
     ) -> None:
-        _, late, after = answers(play, ShellSession, "X=kept", command, "echo $X", seconds=0.5)
+        commands = "X=kept", f"echo said; touch begun; {command}", "echo $X"
+        _, late, after = overdue(play, ShellSession, forward, *commands, patience={1: 2})
         assert (late.timed_out, late.lost, late.ok) == (True, "", False)
         assert late.output == "said\n"
         assert after == Answer("kept\n", 0)
 
-    def test_one_that_does_not_stop_is_killed(self, play: Play[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(session, "PATIENCE", 0.1)
-        command = "trap '' INT; X=3; echo said; while :; do :; done"
-        late, after = answers(play, ShellSession, command, "echo .$X", seconds=0.5)
+    def test_one_that_does_not_stop_is_killed(
+        self, play: Play[Any], forward: Callable[[float], None]
+    ) -> None:
+        command = "trap '' INT; X=3; echo said; touch begun; while :; do :; done"
+        late, after = overdue(play, ShellSession, forward, command, "echo .$X", patience={0: 0.1})
         assert late == Answer("said\n", None, timed_out=True, lost="the shell did not stop and was killed")
         assert after == Answer(".\n", 0)
 
-    def test_a_flood_is_cut_and_counted(self, play: Play[Any]) -> None:
-        flood, forever, after = answers(
-            play, ShellSession, "seq 1 400000; echo end", "yes", "echo on", seconds=1
-        )
+    def test_a_flood_is_cut_and_counted(self, play: Play[Any], forward: Callable[[float], None]) -> None:
+        commands = "seq 1 400000; echo end", "seq 1 400000; touch begun; yes", "echo on"
+        flood, forever, after = overdue(play, ShellSession, forward, *commands, patience={1: 10})
         size = sum(len(f"{n}\n") for n in range(1, 400_001)) + 4
         assert flood.status == 0
         assert flood.output.startswith("1\n2\n3\n")
@@ -171,9 +206,10 @@ class TestShell:
     def test_the_background_goes_on(self, play: Play[Any]) -> None:
         async def body(sandbox: Sandbox) -> list[str]:
             shell = ShellSession(sandbox)
-            first = await shell.run("(sleep 0.2; echo later) & echo now", seconds=10)
-            await asyncio.sleep(0.6)
-            return [first.output, (await shell.run("echo then", seconds=10)).output]
+            first = await shell.run(f"({waiting('go')}; echo later; touch told) & echo now", seconds=60)
+            await sandbox.write("go", b"")
+            await sandbox.exec(waiting("told"), seconds=60)
+            return [first.output, (await shell.run("echo then", seconds=60)).output]
 
         assert play(body) == ["now\n", "later\nthen\n"]
 
@@ -255,14 +291,12 @@ class TestPython:
         assert outputs(play, PythonSession, code, "1 + 1") == ["parent\n", "2\n"]
 
     def test_a_cell_over_its_deadline_is_interrupted(
-        self, play: Play[Any], monkeypatch: pytest.MonkeyPatch
+        self, play: Play[Any], forward: Callable[[float], None]
     ) -> None:
-        monkeypatch.setattr(session, "PATIENCE", 0.2)
-        stubborn = "while True:\n    try:\n        time.sleep(9)\n    except KeyboardInterrupt:\n        pass"
-        told = answers(
-            play, PythonSession, "import time\nx = 1", "time.sleep(60)", "x", stubborn, "'x' in globals()",
-            seconds=1,
-        )  # fmt: skip
+        setup = "import time\nx = 1\ndef begin():\n    open('begun', 'w').close()\n    time.sleep(60)"
+        stubborn = "while True:\n    try:\n        begin()\n    except KeyboardInterrupt:\n        pass"
+        cells = setup, "begin()", "x", stubborn, "'x' in globals()"
+        told = overdue(play, PythonSession, forward, *cells, patience={1: 10, 3: 0.2})
         assert (told[1].timed_out, told[1].lost) == (True, "")
         assert told[1].output.endswith("KeyboardInterrupt\n")
         assert told[2] == Answer("1\n", 0)
@@ -275,7 +309,7 @@ class TestPython:
         async def body(sandbox: Sandbox) -> Answer:
             await sandbox.write("traceback.py", "raise SystemExit('shadowed')")
             await sandbox.write("mine.py", "answer = 42")
-            return await PythonSession(sandbox).run("import mine\nmine.answer", seconds=10)
+            return await PythonSession(sandbox).run("import mine\nmine.answer", seconds=60)
 
         assert play(body) == Answer("42\n", 0)
 
@@ -289,7 +323,7 @@ class TestEither:
     def test_commands_wait_for_each_other(self, play: Play[Any], kind: type[Session]) -> None:
         async def body(sandbox: Sandbox) -> list[Answer]:
             opened = kind(sandbox)
-            return await asyncio.gather(*(opened.run(f"print({n})", seconds=10) for n in range(3)))
+            return await asyncio.gather(*(opened.run(f"print({n})", seconds=60) for n in range(3)))
 
         told = play(body)
         assert [answer.status for answer in told] == ([0, 0, 0] if kind is PythonSession else [2, 2, 2])
@@ -301,11 +335,11 @@ class TestEither:
 
         async def body(sandbox: Sandbox) -> Answer:
             opened = kind(sandbox)
-            await opened.run("x=1", seconds=10)
+            await opened.run("x=1", seconds=60)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await opened.run(slow, seconds=100)
-            return await opened.run("true" if kind is ShellSession else "None", seconds=10)
+            return await opened.run("true" if kind is ShellSession else "None", seconds=60)
 
         assert play(body) == Answer("", 0)
 
@@ -330,7 +364,7 @@ class TestEither:
             opened = kind(sandbox)
             for _ in range(2):
                 with pytest.raises(SandboxEnded):
-                    await opened.run(kill if kind is ShellSession else kill + "while 1: pass", seconds=10)
+                    await opened.run(kill if kind is ShellSession else kill + "while 1: pass", seconds=60)
             return sandbox.ended
 
         async def main() -> str:
@@ -342,13 +376,13 @@ class TestEither:
     def test_one_whose_sandbox_was_restored_begins_anew(self, play: Play[Any], kind: type[Session]) -> None:
         async def body(sandbox: Sandbox) -> tuple[Answer, str]:
             opened, other = kind(sandbox), ShellSession(sandbox)
-            await opened.run("X=1", seconds=10)
+            await opened.run("X=1", seconds=60)
             kept = await sandbox.snapshot()
             await sandbox.restore(kept)
             # Another command of the restored sandbox, which has the number that the old interpreter had.
-            running = asyncio.create_task(other.run("sleep 1; echo undisturbed", seconds=10))
+            running = asyncio.create_task(other.run("sleep 1; echo undisturbed", seconds=60))
             await asyncio.sleep(0.3)
-            told = await opened.run("echo .$X" if kind is ShellSession else "'X' in globals()", seconds=10)
+            told = await opened.run("echo .$X" if kind is ShellSession else "'X' in globals()", seconds=60)
             return told, (await running).output
 
         told, beside = play(body)
@@ -360,9 +394,9 @@ class TestEither:
     def test_closing_ends_it(self, play: Play[Any], kind: type[Session]) -> None:
         async def body(sandbox: Sandbox) -> list[int | None]:
             opened = kind(sandbox)
-            await opened.run("X=1", seconds=10)
+            await opened.run("X=1", seconds=60)
             await opened.close()
-            return [(await opened.run("true" if kind is ShellSession else "1", seconds=10)).status]
+            return [(await opened.run("true" if kind is ShellSession else "1", seconds=60)).status]
 
         assert play(body) == [0]
 

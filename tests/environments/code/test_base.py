@@ -277,10 +277,10 @@ def test_an_environment_may_be_closed_in_the_middle_of_a_step(env: Counting) -> 
 
     async def play() -> None:
         await env.areset(seed=0)
-        step = asyncio.create_task(env.astep(call("sh", command="sleep 20")))
+        step = asyncio.create_task(env.astep(call("sh", command="sleep 100")))
         await asyncio.sleep(0.3)
         await env.aclose()
-        await asyncio.wait([step], timeout=10)
+        await asyncio.wait([step], timeout=60)
         # That it ended is the caller's doing, and no score.
         with pytest.raises(EnvironmentFailed, match="in the middle of a step"):
             step.result()
@@ -300,7 +300,7 @@ def test_an_environment_that_is_closed_while_it_scores_starts_nothing_more(env: 
         while env._handed is None:  # noqa: ASYNC110 - nobody tells when
             await asyncio.sleep(0)
         await env.aclose()
-        await asyncio.wait([step], timeout=10)
+        await asyncio.wait([step], timeout=60)
         with pytest.raises(EnvironmentFailed, match="closed"):
             step.result()
         assert not env._open and not backends._shared.get(asyncio.get_running_loop())
@@ -312,10 +312,10 @@ def test_an_environment_that_is_closed_while_it_scores_starts_nothing_more(env: 
 def test_a_step_that_a_reset_broke_off_has_no_score(env: Counting) -> None:
     async def play() -> None:
         await env.areset(seed=0)
-        step = asyncio.create_task(env.astep(call("sh", command="sleep 20")))
+        step = asyncio.create_task(env.astep(call("sh", command="sleep 100")))
         await asyncio.sleep(0.3)
         await env.areset(seed=1)
-        await asyncio.wait([step], timeout=10)
+        await asyncio.wait([step], timeout=60)
         with pytest.raises(EnvironmentFailed, match="reset in the middle of a step"):
             step.result()
         assert (await env.astep(call("sh", command="cat notes")))[0] == "keep calm\n"
