@@ -187,7 +187,7 @@ async def take_patch(sandbox: Sandbox, base: str) -> tuple[bytes, str]:
 
 
 async def score(start: Start, instance: Instance, patch: bytes, *, seconds: float = SECONDS) -> Verdict:
-    """Apply a patch to the repository as it was and run the hidden tests, twice.
+    """Apply a patch to the repository as it was and run the hidden tests, several times.
 
     Args:
         start: Starts a sandbox.
