@@ -2,16 +2,16 @@
 
 Invariants: what is judged is a patch and nothing else of what the policy left; the patch is applied to the
 repository as it was, what it does to tests and to their configuration is undone, and the hidden tests are
-laid over. They are run twice, each time in a sandbox of its own, as two versions that
-:mod:`repair_spoil` makes of them before anything of the patch has run: by a coin each, some of the tests are
-made to fail in one, and the others in the other. Then those that a repair makes pass are run :data:`MORE`
-times by themselves, spoiled by a coin each time. :mod:`repair_runner` has to report every listed test as
-passed where it was left alone, and as failed where it was not; so no run is the real one, and a report that
-says "passed" of everything is worth nothing. A run that is not told to its end is not either. Only a failure
-of the machinery around the sandbox is raised.
+laid over. They are run in two versions, each in a sandbox of its own, which :mod:`repair_spoil` makes of
+them before anything of the patch has run: by a coin each, some of the tests are made to fail in one, and the
+others in the other. Then those that a repair makes pass are run :data:`MORE` times by themselves, spoiled by
+a coin each time. :mod:`repair_runner` has to report every listed test as passed where it was left alone, and
+as failed where it was not; so no run is the real one, and a report that says "passed" of everything is worth
+nothing. A run that is not told to its end is not either. Only a failure of the machinery around the sandbox
+is raised.
 
-What is left: the code under test shares a process with pytest. A patch that finds the reporter in memory, and
-that tells the tests that were made to fail from the others, can forge both reports.
+What is left: the code under test shares a process with what runs the tests. A patch that finds the reporter
+in memory, and that tells the tests that were made to fail from the others, can forge every report.
 """
 
 from __future__ import annotations
