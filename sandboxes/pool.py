@@ -14,10 +14,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,49 @@ class Admission:
     """How many may start at a time.
 
     Attributes:
-        most: Never more.
+        most: Never more; default: eight for each processor.
         allowed: How many now; a fraction counts towards the next.
         quickest: Seconds of the quickest start so far.
     """
 
-    most: int
+    most: int = field(default_factory=lambda: 8 * _cores())
     allowed: float = 2.0
     quickest: float = float("inf")
+    _starting: int = 0
+    _waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+
+    @asynccontextmanager
+    async def start(self) -> AsyncIterator[None]:
+        """A place to start something in, waited for in order; how long it took is noted."""
+        if self._starting < self.places:
+            self._starting += 1
+        else:
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            try:
+                await waiting  # whoever ends it has counted this one
+            except asyncio.CancelledError:
+                if not waiting.cancelled():
+                    self._end()
+                raise
+        begun = time.monotonic()
+        try:
+            yield
+        except Exception:
+            self.failed()
+            raise
+        else:
+            self.took(time.monotonic() - begun)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Give a place back, and let in whoever waits for one."""
+        self._starting -= 1
+        while self._waiting and self._starting < self.places:
+            if not (waiting := self._waiting.popleft()).done():
+                self._starting += 1
+                waiting.set_result(None)
 
     @property
     def places(self) -> int:
@@ -102,8 +138,7 @@ class SandboxPool:
         if not lease > 0:
             raise UsageError(f"lease is {lease}", hint="give seconds above 0")
         self._lease, self._memory = lease, memory or free_memory
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.admission = Admission(most=8 * cores)
+        self.admission = Admission()
         self._ready: deque[Sandbox] = deque()
         self._given: dict[str, tuple[Sandbox, asyncio.TimerHandle]] = {}
         self._waiting: deque[asyncio.Future[Sandbox]] = deque()
@@ -276,6 +311,10 @@ class SandboxPool:
         with contextlib.suppress(asyncio.CancelledError):
             if isinstance(error := task.exception(), SandboxFailed):
                 _log.warning("%s", error.message)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory() -> int:

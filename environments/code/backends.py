@@ -1,7 +1,7 @@
 """Sandbox backends that environments share.
 
-Invariant: on one event loop, environments that ask for the same backend have the same one; the last of them
-to give it up closes it.
+Invariants: on one event loop, environments that ask for the same backend have the same one, and start no more
+sandboxes of it at a time than the machine takes; the last of them to give it up closes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from agentgym.sandboxes import Backend, make_backend
+from agentgym.sandboxes import Backend, Sandbox, SandboxSpec, make_backend
+from agentgym.sandboxes.pool import Admission
 
 
 @dataclass(slots=True)
@@ -28,7 +29,13 @@ class Lease:
     backend: Backend
     loop: asyncio.AbstractEventLoop
     _key: str
+    _admission: Admission
     _released: bool = field(default=False, repr=False)
+
+    async def start(self, spec: SandboxSpec, owner: str) -> Sandbox:
+        """Start a sandbox when it is its turn; raises as :meth:`~agentgym.sandboxes.Backend.start`."""
+        async with self._admission.start():
+            return await self.backend.start(spec, owner=owner)
 
     async def release(self) -> None:
         """Give it up; a second call does nothing."""
@@ -53,6 +60,7 @@ class Lease:
 @dataclass(slots=True)
 class _Share:
     backend: Backend
+    admission: Admission = field(default_factory=Admission)
     users: int = 0
 
 
@@ -78,7 +86,7 @@ def lease(name: str, options: Mapping[str, Any]) -> Lease:
         if key not in shares:
             shares[key] = _Share(make_backend(name, **options))
         shares[key].users += 1
-        return Lease(shares[key].backend, loop, key)
+        return Lease(shares[key].backend, loop, key, shares[key].admission)
 
 
 def _abandon(loop: asyncio.AbstractEventLoop) -> None:

@@ -325,7 +325,7 @@ class CodeEnv(Env[str]):
         if self._lease is None:
             self._lease = lease(self._backend, self._options)
         owner = f"{type(self).__name__} {what}"
-        made = await self._lease.backend.start(self._spec_of(spec), owner=owner)
+        made = await self._lease.start(self._spec_of(spec), owner)
         self._open.append(made)
         if self._over(episode):
             await made.close()

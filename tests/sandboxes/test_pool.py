@@ -266,3 +266,58 @@ def test_closing_ends_all_and_refuses_who_waits() -> None:
 def test_what_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         SandboxPool(make_backend("process", unsafe=True), **wrong)
+
+
+def test_starts_that_the_pool_knows_nothing_of_wait_for_each_other_too() -> None:
+    """Those of environments: in order, whoever gives up in between, and whatever fails."""
+    order: list[int] = []
+
+    async def check() -> None:
+        admission, go = Admission(most=2), asyncio.Event()
+        running = peak = 0
+
+        async def start(number: int) -> None:
+            nonlocal running, peak
+            async with admission.start():
+                order.append(number)
+                running, peak = running + 1, max(peak, running + 1)
+                try:
+                    await go.wait()
+                    if number == 3:
+                        raise SandboxFailed("not now")
+                finally:
+                    running -= 1
+
+        tasks = [asyncio.create_task(start(number)) for number in range(7)]
+        await until(lambda: len(order) == 2)
+        tasks[2].cancel()  # while it waits
+        go.set()
+        told = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(one) for one in told] == [
+            type(None), type(None), asyncio.CancelledError, SandboxFailed, type(None), type(None), type(None)
+        ]  # fmt: skip
+        assert peak == 2 and order == [0, 1, 3, 4, 5, 6]
+        async with admission.start():  # nothing is lost
+            pass
+
+    asyncio.run(check())
+
+
+def test_one_whose_turn_comes_as_it_is_cancelled_hands_it_on() -> None:
+    async def check() -> None:
+        admission = Admission(most=1, allowed=1.0)
+
+        async def start() -> None:
+            async with admission.start():
+                pass
+
+        async with admission.start():
+            second, third = (asyncio.create_task(start()) for _ in range(2))
+            await asyncio.sleep(0)
+        second.cancel()  # its turn has come, and it has not run since
+        await asyncio.wait({second}, timeout=60)
+        assert second.cancelled()
+        async with asyncio.timeout(60):
+            await third
+
+    asyncio.run(check())

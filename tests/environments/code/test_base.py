@@ -225,6 +225,33 @@ def test_environments_of_one_loop_share_a_backend_and_the_last_one_closes_it(
     asyncio.run(play())
 
 
+def test_environments_of_one_loop_start_few_sandboxes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, starting = ProcessBackend.start, 0
+
+    async def play() -> None:
+        go = asyncio.Event()
+
+        async def counted(self: ProcessBackend, *given: Any, **named: Any) -> Any:
+            nonlocal starting
+            starting += 1
+            await go.wait()
+            return await start(self, *given, **named)
+
+        monkeypatch.setattr(ProcessBackend, "start", counted)
+        envs = [Counting(**UNSAFE) for _ in range(6)]
+        resets = [asyncio.create_task(env.areset(seed=0)) for env in envs]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert starting == 2
+        go.set()
+        await asyncio.gather(*resets)
+        assert starting == 6
+        for env in envs:
+            await env.aclose()
+
+    asyncio.run(play())
+
+
 def test_fresh_sandboxes_start_together_and_leave_nothing(
     env: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
