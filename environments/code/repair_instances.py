@@ -109,9 +109,11 @@ class Instance:
     def test_files(self) -> tuple[str, ...]:
         """The files that hold the listed tests, in order."""
         listed = (*self.fail_to_pass, *self.pass_to_pass)
-        names = {name.partition("::")[0] for name in listed if "::" in name or self.runner == "pytest"}
+        names = {name.partition("::")[0] for name in listed if self.runner == "pytest" or ".py::" in name}
         if self.runner != "pytest":
-            names |= {name for name in self._changed_tests if re.search(r"(^|/)test[^/]*\.py$", name)}
+            below = "tests/" if self.runner == "django" else ""
+            tests = re.compile(rf"{below}(.*/)?test[^/]*\.py")
+            names |= {name for name in self._changed_tests if tests.fullmatch(name)}
         return tuple(sorted(names))
 
     @property
@@ -224,6 +226,8 @@ def _instance(
             hint=f"of repositories with a test runner of their own, {' and '.join(_RUNNERS)} are supported: "
             "leave the records of others out",
         )
+    if not made.fail_to_pass:
+        raise UsageError(f"the record of {id} lists no test that a repair makes pass", hint="leave it out")
     if not made.test_files:
         raise UsageError(f"the record of {id} names no file of tests", hint="leave it out")
     lower = id.lower()

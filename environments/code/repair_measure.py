@@ -200,7 +200,6 @@ async def run_tests(
     python: str = PYTHON,
     site: bool = False,
     runner: str = "pytest",
-    only: Sequence[str] = (),
 ) -> Run:
     """Run tests in a sandbox that holds the repository.
 
@@ -213,7 +212,6 @@ async def run_tests(
         site: Whether its installed packages are seen, and the repository's configuration and the installed
             plug-ins of pytest heeded; then the repository's modules come first.
         runner: How the tests are run, one of those of ``repair_runner``.
-        only: The tests to run, and files whose tests are all run; default: all of ``tests``.
 
     Raises:
         SandboxFailed: The sandbox's machinery broke.
@@ -224,7 +222,6 @@ async def run_tests(
         "root": WORK,
         "path": list(path),
         "tests": list(tests),
-        "only": list(only),
         "runner": runner,
         "site": site,
         "seconds": seconds,

@@ -9,9 +9,8 @@ AgentGym. A parent, which runs nothing of the repository, starts the tests in a 
 from a pipe. At the end it writes one line on its standard output: the nonce that it was given, and JSON.
 
 Standard input is JSON: ``nonce``, ``root`` (the repository), ``path`` (folders of modules, in order),
-``tests`` (files and folders under the root), ``only`` (tests, and files whose tests are all meant; empty: all
-of them), ``runner`` (a name of :data:`RUNNERS`), ``site`` (whether installed packages are seen, and
-configuration files and plug-ins heeded), ``seconds``.
+``tests`` (files and folders under the root), ``runner`` (a name of :data:`RUNNERS`), ``site`` (whether
+installed packages are seen, and configuration files and plug-ins heeded), ``seconds``.
 """
 
 import contextlib
@@ -56,8 +55,8 @@ def teller(descriptor: int, token: str) -> "Tell":
     return tell
 
 
-def reporter(tell: "Tell", only: "frozenset[str]") -> object:
-    """A plug-in of pytest that reports each test, and leaves out others than ``only``.
+def reporter(tell: "Tell") -> object:
+    """A plug-in of pytest that reports each test.
 
     Nothing of it is a module's or a class's attribute that the code under test could replace, and it calls
     nothing that is one.
@@ -67,13 +66,6 @@ def reporter(tell: "Tell", only: "frozenset[str]") -> object:
 
     class Plugin:
         __slots__ = ()
-
-        @staticmethod
-        def pytest_collection_modifyitems(items: Any) -> None:
-            if only:
-                items[:] = [
-                    item for item in items if item.nodeid in only or item.nodeid.partition("::")[0] in only
-                ]
 
         @staticmethod
         def pytest_runtest_logreport(report: Any) -> None:
@@ -106,10 +98,10 @@ def by_pytest(task: "dict[str, Any]", tell: "Tell") -> int:
     if task["site"]:
         # pytest is imported: what an installation says of where the repository lies must not come first.
         sys.path[:0] = task["path"]
-        options += ["-o", f"cache_dir={task['configuration']}.cache"]
+        options += ["--maxfail=0", "-o", f"cache_dir={task['configuration']}.cache"]
     else:
         options += ["-p", "no:cacheprovider", "-c", task["configuration"], "--rootdir", task["root"]]
-    return int(pytest.main([*options, *task["tests"]], plugins=[reporter(tell, frozenset(task["only"]))]))
+    return int(pytest.main([*options, *task["tests"]], plugins=[reporter(tell)]))
 
 
 def by_django(task: "dict[str, Any]", tell: "Tell") -> int:
@@ -164,12 +156,10 @@ def by_django(task: "dict[str, Any]", tell: "Tell") -> int:
     setattr(unittest.TestResult, "stopTest", stopped)  # noqa: B010
     script = os.path.join(task["root"], "tests", "runtests.py")
     labels = []
-    for test in task["only"] or task["tests"]:
-        file, _, names = test.partition("::")
+    for file in task["tests"]:
         module = file[: -len(".py")]
         if os.path.exists(file) or os.path.isdir(module):
-            label = module.replace("/", ".")[len("tests.") :]
-            labels.append(f"{label}.{names.replace('::', '.')}" if names else label)
+            labels.append(module.replace("/", ".")[len("tests.") :])
     os.chdir(os.path.dirname(script))
     sys.path[:0] = [os.path.dirname(script), *task["path"]]
     with open(script, encoding="utf-8") as stream:
@@ -198,9 +188,12 @@ def by_function(task: "dict[str, Any]", tell: "Tell") -> int:
             status = 1
             continue
         for name, function in list(vars(module).items()):
-            if not (name.startswith("test") and inspect.isfunction(function)):
+            if not (name.startswith("test_") and inspect.isfunction(function)):
                 continue
-            if task["only"] and not {file, f"{file}::{name}"} & {*task["only"]}:
+            if os.path.realpath(inspect.unwrap(function).__code__.co_filename) != os.path.realpath(file):
+                continue  # it is another file's
+            if getattr(function, "_slow", False):
+                tell("test", f"{file}::{name}", "skipped")
                 continue
             outcome = "passed"
             try:

@@ -77,6 +77,9 @@ _OWN = {
 }
 
 
+_IMAGE_PATH = (f"{WORK}/src", f"{WORK}/lib", WORK)
+"""Where modules of an image's repository may lie; it was installed from another place."""
+
 Start = Callable[[SandboxSpec], AbstractAsyncContextManager[Sandbox]]
 """Starts a sandbox, and closes it when it is left."""
 
@@ -121,7 +124,7 @@ def spec_of(instance: Instance) -> SandboxSpec:
     """The sandbox of an instance."""
     env = {**_GIT, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": "-p no:cacheprovider"}
     if instance.image is not None:
-        env["PYTHONPATH"] = WORK
+        env["PYTHONPATH"] = ":".join(_IMAGE_PATH)
         return SandboxSpec(
             image=instance.image, memory=4096 * MIB, pids=512, disk=4096 * MIB, inodes=500_000, env=env
         )
@@ -220,11 +223,14 @@ async def score(start: Start, instance: Instance, patch: bytes, *, seconds: floa
                     False, f"the hidden tests cannot be laid over the change: {why}", dropped=dropped
                 )
             spoiled = spoiled or await _spoil(sandbox, instance)
-            only = _meant(instance, instance.fail_to_pass, runs) if version >= 2 else frozenset[str]()
             try:
-                run, why = await _run(sandbox, instance, spoiled.texts[version], only, seconds)
+                run, why = await _run(sandbox, instance, spoiled.texts[version], seconds)
             except SandboxEnded as error:
                 return Verdict(False, f"the code under test ended its sandbox: {error.why}", dropped=dropped)
+        if version >= 2:
+            # What else runs beside them may hang on them, and has been judged.
+            meant = _meant(instance, instance.fail_to_pass, runs)
+            run = replace(run, tests={name: run.tests.get(name, "missing") for name in meant})
         runs.append(run)
         if why:
             break
@@ -287,14 +293,22 @@ async def lay(sandbox: Sandbox, patches: Sequence[str]) -> str:
 
 async def _spoil(sandbox: Sandbox, instance: Instance) -> Spoiled:
     """Two versions of the hidden tests, which lie in the sandbox; nothing of the patch has run in it."""
-    task = {
+    task: dict[str, Any] = {
         "root": WORK,
-        "tests": [*instance.fail_to_pass, *instance.pass_to_pass],
+        "tests": [
+            name
+            for name in (*instance.fail_to_pass, *instance.pass_to_pass)
+            if instance.runner != "django" or _whole(instance, name)
+        ],
         "files": list(instance.test_files),
         "most": list(instance.fail_to_pass),
         "more": MORE,
     }
     await sandbox.write(_SPOILER_INSIDE, SPOILER.read_bytes())
+    if instance.image is not None:
+        await _must(
+            sandbox, f"{shlex.quote(instance.python)} -c 'import sys; assert sys.version_info >= (3, 6)'"
+        )
     # Not the interpreter of the tests, which may be too old.
     python = PYTHON if instance.image is None else "python3"
     done = await sandbox.exec(
@@ -307,13 +321,19 @@ async def _spoil(sandbox: Sandbox, instance: Instance) -> Spoiled:
             hint=f"{python} has to be Python 3.8 or later",
         )
     made = json.loads(done.stdout)
-    return Spoiled(tuple(made["texts"]), tuple(map(frozenset, made["spoiled"])), frozenset(made["loose"]))
+    # A name that is cut is that of no test: what it means may fail in any version.
+    cut = {test for test in task["tests"] if instance.runner == "pytest" and not _whole(instance, test)}
+    return Spoiled(
+        tuple(made["texts"]),
+        tuple(frozenset(tests) - cut for tests in made["spoiled"]),
+        frozenset(made["loose"]) | cut,
+    )
 
 
 async def _run(
-    sandbox: Sandbox, instance: Instance, texts: Mapping[str, str], only: frozenset[str], seconds: float
+    sandbox: Sandbox, instance: Instance, texts: Mapping[str, str], seconds: float
 ) -> tuple[Run, str]:
-    """Run one version of the tests, or ``only`` some of them; also why the run is not believed."""
+    """Run one version of the tests; also why the run is not believed."""
     # What could be compared with what is run.
     await _must(sandbox, f"rm -f {_PATCH}")
     for file, text in texts.items():
@@ -323,42 +343,52 @@ async def _run(
     place = str(PurePosixPath(files[0]).parent / name)
     await sandbox.write(f"{WORK}/{place}", content)
     files.insert(random.SystemRandom().randrange(len(files) + 1), place)
-    where: dict[str, Any] = {"path": [WORK], "python": instance.python, "site": True}
+    where: dict[str, Any] = {"path": _IMAGE_PATH, "python": instance.python, "site": True}
     if instance.image is None:
         where = {"path": search_path(instance.modules, instance.libraries)}
-    these = [*only, place] if only else ()
-    run = await run_tests(sandbox, tests=files, seconds=seconds, runner=instance.runner, only=these, **where)
-    if only:
-        own = {name: told for name, told in run.tests.items() if name.startswith(f"{place}::")}
-        run = replace(run, tests=own | {name: run.tests.get(name, "missing") for name in only})
+    run = await run_tests(sandbox, tests=files, seconds=seconds, runner=instance.runner, **where)
     return run, _doubts(run, place, holds, fails)
 
 
 def _meant(instance: Instance, names: Sequence[str], runs: Sequence[Run]) -> frozenset[str]:
-    """The tests that are listed by ``names``; one without a file may be that of several."""
-    made = {name for name in names if "::" in name or instance.runner == "pytest"}
-    bare = {*names} - made
-    for run in runs if bare else ():
-        for test, outcome in run.tests.items():
-            if outcome != "skipped" and not bare.isdisjoint(
-                (test.rpartition("::")[2], run.described.get(test))
-            ):
-                made.add(test)
+    """The tests that are listed by ``names``; one that is not whole may be that of several."""
+    made = {name for name in names if _whole(instance, name)}
+    for name in {*names} - made:
+        for run in runs:
+            for test, outcome in run.tests.items():
+                alike = (
+                    test.startswith(name)
+                    if instance.runner == "pytest"
+                    else name in (test.rpartition("::")[2], run.described.get(test))
+                )
+                if alike and outcome != "skipped":
+                    made.add(test)
     return frozenset(made)
+
+
+def _whole(instance: Instance, name: str) -> bool:
+    """Whether a name is that of one test; records have ones without a file, and ones cut at a space."""
+    if instance.runner == "pytest":
+        return "[" not in name or name.endswith("]")
+    return ".py::" in name
 
 
 def _listed(instance: Instance, runs: Sequence[Run], holds: frozenset[str]) -> frozenset[str]:
     """The listed tests that hold."""
     made = set(holds)
     for name in (*instance.fail_to_pass, *instance.pass_to_pass):
-        if "::" not in name and (meant := _meant(instance, [name], runs)) and meant <= holds:
+        if not _whole(instance, name) and (meant := _meant(instance, [name], runs)) and meant <= holds:
             made.add(name)
     return frozenset(made)
 
 
 def _holds(runs: Sequence[Run], spoiled: Spoiled) -> frozenset[str]:
     """The tests that passed wherever they were run and left alone."""
-    loose = spoiled.loose.union(*(run.described for run in runs))
+    cut = tuple(name for name in spoiled.loose if "[" in name and not name.endswith("]"))
+    loose = spoiled.loose.union(
+        *(run.described for run in runs),
+        *((name for name in run.tests if name.startswith(cut)) for run in runs),
+    )
     ever = frozenset[str]().union(*(run.passed for run in runs))
     holds, lost = set[str](), set[str]()
     for version, (run, tests) in enumerate(zip(runs, spoiled.tests, strict=False)):
@@ -432,6 +462,6 @@ async def _must(sandbox: Sandbox, command: str) -> ExecResult:
         raise EnvironmentFailed(
             f"the repository cannot be set up: {command[:60]!r} gave {done.return_code}: "
             f"{done.stderr.strip()[:300]}",
-            hint="git is needed in the sandbox, as /usr/bin/git for bubblewrap",
+            hint="git is needed in the sandbox, as /usr/bin/git for bubblewrap; in images Python 3.6, too",
         )
     return done

@@ -6,9 +6,10 @@ file, by a coin of its own, and left alone in the other, so that neither is the 
 fail in one tells nothing of a single test. In further versions, a coin decides of the tests that count most.
 
 Where one of a test's last assertions compares with a literal, the literal becomes another one: whoever wants
-to know that it is wrong has to know the right one. Other tests get a comparison that does not hold as their
-last statement, and those whose function is not written in the listed files (it is inherited, or made as the
-file is run) are wrapped at the end of the file.
+to know that it is wrong has to know the right one. Where it compares two other values, one of them becomes a
+pair of itself and a word, so that what is equal to everything is found out. Other tests get a comparison that
+does not hold as their last statement, and those whose function is not written in the listed files (it is
+inherited, or made as the file is run) are wrapped at the end of the file.
 
 This file is run by the sandbox's own Python (3.8 or later) as ``python3 -I -S -B`` before any code under test
 is; it imports nothing of AgentGym. Standard input is JSON: ``root`` (the repository), ``tests`` (their names,
@@ -151,6 +152,8 @@ class File:
             if isinstance(called, ast.Attribute) and _EQUAL.match(called.attr):
                 sides = last.value.args[:2]
         literal = [side for side in sides if _literal(side)]
+        if len(sides) == 2 and not literal and not any(isinstance(side, ast.Starred) for side in sides):
+            return self._paired(sides[1])
         if len(sides) != 2 or len(literal) != 1:
             return None
         leaves = [(leaf, text) for leaf in _leaves(literal[0]) for text in [_other(leaf.value)] if text]
@@ -160,6 +163,13 @@ class File:
         assert leaf.end_lineno is not None and leaf.end_col_offset is not None
         first = self.starts[leaf.lineno - 1] + leaf.col_offset
         return first, self.starts[leaf.end_lineno - 1] + leaf.end_col_offset, text
+
+    def _paired(self, side: ast.expr) -> Edit:
+        """Make a value a pair of it and a word, which is not equal to what it is equal to."""
+        assert side.end_lineno is not None and side.end_col_offset is not None
+        first = self.starts[side.lineno - 1] + side.col_offset
+        last = self.starts[side.end_lineno - 1] + side.end_col_offset
+        return first, last, f"({self.content[first:last].decode('utf-8')}, {_word()!r})"
 
     def edited(self, edits: list[Edit], end: str) -> str:
         """The text after changes that do not overlap, and with something at its end.

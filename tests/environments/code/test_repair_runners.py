@@ -15,7 +15,7 @@ import pytest
 
 from agentgym.environments.code import repair_scoring
 from agentgym.environments.code.repair_instances import Instance, load
-from agentgym.environments.code.repair_measure import RUNNER
+from agentgym.environments.code.repair_measure import RUNNER, Run
 from agentgym.environments.code.repair_scoring import Verdict
 from agentgym.errors import UsageError
 from agentgym.sandboxes import Sandbox, SandboxSpec, make_backend
@@ -189,7 +189,7 @@ for name in ("addFailure", "addError", "addSubTest"):
 import inspect
 def emptied(found):
     if getattr(found, "__name__", "").startswith("test"):
-        found.__code__ = (lambda: None).__code__
+        found.__code__ = (lambda: None).__code__.replace(co_filename=found.__code__.co_filename)
         return True
 inspect.isfunction = emptied
 """,
@@ -209,6 +209,8 @@ def test_names_of_other_runners_become_pytest_s(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="django/django and sympy/sympy are supported") as caught:
         made(tmp_path, {**OF_SYMPY, "repo": "sympy/other"})
     assert "test_add" in str(caught.value)
+    with pytest.raises(UsageError, match="lists no test that a repair makes pass"):
+        made(tmp_path, {**OF_SYMPY, "FAIL_TO_PASS": []})
     with pytest.raises(UsageError, match="names no file of tests"):
         made(tmp_path, {**OF_SYMPY, "test_patch": change("README", "", "x\n")})
 
@@ -226,6 +228,33 @@ def test_a_repair_is_rewarded_and_a_forged_report_is_not(
     assert (good.success, good.why, good.fail_to_pass, good.pass_to_pass) == (True, "", 1.0, 1.0)
     assert not bad.success and bad.fail_to_pass < 1.0
     assert (lie.success, lie.why) == (False, "a test that always fails did not fail")
+
+
+@pytest.mark.bubblewrap
+def test_what_is_equal_to_everything_repairs_nothing(tmp_path: Path) -> None:
+    text = FUNCTIONS + "\ndef test_sum():\n    seen = add(1, 2)\n    assert seen == 1 + 2\n"
+    record = {**OF_SYMPY, "FAIL_TO_PASS": ["test_sum"], "PASS_TO_PASS": []}
+    instance = made(tmp_path, {**record, "test_patch": change(SYMPY[1], "", text)})
+    any_ = "class Any(int):\n    __eq__ = lambda self, other: True\n    __hash__ = int.__hash__\n\n\n"
+    equal = change("sympy/core.py", WRONG, any_ + "def add(a, b):\n    return Any(0)\n")
+    right, wrong = judged(instance, instance.patch, equal)
+    assert right.success
+    assert (wrong.success, wrong.why) == (False, "a test that always fails did not fail")
+
+
+def test_a_name_that_a_record_cut_at_a_space_means_all_that_begin_so(tmp_path: Path) -> None:
+    names = (
+        "sympy/tests/test_sums.py::test_ad",
+        "sympy/tests/test_sums.py::test_add[days",
+        "a.py::test_b[c]",
+    )
+    instance = replace(made(tmp_path, OF_SYMPY), runner="pytest")
+    runs = [
+        Run({f"{names[1]} of]": told, f"{names[1]} off]": "passed", names[2]: "passed"}, {}, {}, True, "", "")
+        for told in ("passed", "failed")
+    ]
+    meant = repair_scoring._meant(instance, names, runs)
+    assert meant == {names[0], f"{names[1]} of]", f"{names[1]} off]", names[2]}
 
 
 @pytest.mark.bubblewrap
