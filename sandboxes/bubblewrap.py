@@ -284,7 +284,7 @@ class BubblewrapBackend(Backend):
                     await asyncio.wait({ended}, timeout=VERDICT_SECONDS)
                 await asyncio.wait([output.done for output in outputs], timeout=1.0)
             finally:
-                await _whole(asyncio.ensure_future(self._leave(id, None if ended.done() else id, held)))
+                await _whole(asyncio.ensure_future(self._leave(id, held, running=not ended.done())))
             ran = b"exit-code" in os.pread(report, 1 << 16, 0)
         told = ended.result() if ended.done() else None
         out, err = outputs
@@ -363,11 +363,13 @@ class BubblewrapBackend(Backend):
             os.close(filter_)
         return groups
 
-    async def _leave(self, place: str, running: str | None, held: Sequence[cgroups.Groups | None]) -> None:
+    async def _leave(
+        self, place: str, held: Sequence[cgroups.Groups | None] = (), *, running: bool = False
+    ) -> None:
         """Remove what a sandbox leaves; end it first where it is ``running``."""
-        if running is not None:
+        if running:
             with contextlib.suppress(SandboxFailed):
-                await self.ask("stop", id=running)
+                await self.ask("stop", id=place)
         with contextlib.suppress(SandboxFailed):
             await self.ask("drop", place=place)
         for groups in held:
@@ -470,7 +472,7 @@ class BubblewrapSandbox(ServedSandbox):
             await self._home.ask("copy", source=f"{self.id}/work", target=f"{id}/work")
         except BaseException:
             # In the order of requests: after whatever of these is still under way.
-            await _whole(asyncio.ensure_future(self._home._leave(id, None, ())))
+            await _whole(asyncio.ensure_future(self._home._leave(id)))
             raise
         return Snapshot(id, self.backend, self.spec)
 

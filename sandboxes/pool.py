@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,16 +71,22 @@ class Admission:
                 if not waiting.cancelled():
                     self._end()
                 raise
+        try:
+            with self.noted():
+                yield
+        finally:
+            self._end()
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note how long a start takes, or that it fails; one that is cancelled tells nothing."""
         begun = time.monotonic()
         try:
             yield
         except Exception:
             self.failed()
             raise
-        else:
-            self.took(time.monotonic() - begun)
-        finally:
-            self._end()
+        self.took(time.monotonic() - begun)
 
     def _end(self) -> None:
         """Give a place back, and let in whoever waits for one."""
@@ -269,13 +275,11 @@ class SandboxPool:
         return not self.size or self._memory() >= LITTLE_MEMORY
 
     async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
         try:
-            sandbox = await self._backend.start(self._spec, owner=self._owner)
+            with self.admission.noted():
+                sandbox = await self._backend.start(self._spec, owner=self._owner)
         except Exception as error:
             self._starting -= 1
-            self.admission.failed()
             waiting = next((one for one in self._waiting if not one.done()), None)
             if waiting is not None:
                 self._waiting.remove(waiting)
@@ -286,7 +290,6 @@ class SandboxPool:
                 _log.warning("a sandbox could not be started: %s", error)
             return
         self._starting -= 1
-        self.admission.took(loop.time() - started)
         if self._closed:
             await sandbox.close()
             return
