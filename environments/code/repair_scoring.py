@@ -210,7 +210,7 @@ async def score(start: Start, instance: Instance, patch: bytes, *, seconds: floa
     for version in range(2 + MORE):
         if version == 2 and spoiled is not None:
             # Further runs could only take a success back.
-            why = _missing(instance, _listed(instance, runs, _holds(runs, spoiled))) or _forged(runs, spoiled)
+            why = _wrong(instance, runs, spoiled)
             if why:
                 break
         async with start(spec_of(instance)) as sandbox:
@@ -235,8 +235,8 @@ async def score(start: Start, instance: Instance, patch: bytes, *, seconds: floa
         if why:
             break
     assert spoiled is not None
+    why = why or _wrong(instance, runs, spoiled)
     holds = _listed(instance, runs, _holds(runs, spoiled))
-    why = why or _missing(instance, holds) or _forged(runs, spoiled)
     return Verdict(
         not why,
         why,
@@ -300,7 +300,7 @@ async def _spoil(sandbox: Sandbox, instance: Instance) -> Spoiled:
             for name in (*instance.fail_to_pass, *instance.pass_to_pass)
             if instance.runner != "django" or _whole(instance, name)
         ],
-        "files": list(instance.test_files),
+        "places": list(instance.test_files),
         "most": list(instance.fail_to_pass),
         "more": MORE,
     }
@@ -322,7 +322,7 @@ async def _spoil(sandbox: Sandbox, instance: Instance) -> Spoiled:
         )
     made = json.loads(done.stdout)
     # A name that is cut is that of no test: what it means may fail in any version.
-    cut = {test for test in task["tests"] if instance.runner == "pytest" and not _whole(instance, test)}
+    cut = set(filter(_cut, task["tests"]))
     return Spoiled(
         tuple(made["texts"]),
         tuple(frozenset(tests) - cut for tests in made["spoiled"]),
@@ -368,9 +368,12 @@ def _meant(instance: Instance, names: Sequence[str], runs: Sequence[Run]) -> fro
 
 def _whole(instance: Instance, name: str) -> bool:
     """Whether a name is that of one test; records have ones without a file, and ones cut at a space."""
-    if instance.runner == "pytest":
-        return "[" not in name or name.endswith("]")
-    return ".py::" in name
+    return not _cut(name) if instance.runner == "pytest" else ".py::" in name
+
+
+def _cut(name: str) -> bool:
+    """Whether a name of pytest's ends in the middle of its parameters."""
+    return "[" in name and not name.endswith("]")
 
 
 def _listed(instance: Instance, runs: Sequence[Run], holds: frozenset[str]) -> frozenset[str]:
@@ -384,7 +387,7 @@ def _listed(instance: Instance, runs: Sequence[Run], holds: frozenset[str]) -> f
 
 def _holds(runs: Sequence[Run], spoiled: Spoiled) -> frozenset[str]:
     """The tests that passed wherever they were run and left alone."""
-    cut = tuple(name for name in spoiled.loose if "[" in name and not name.endswith("]"))
+    cut = tuple(filter(_cut, spoiled.loose))
     loose = spoiled.loose.union(
         *(run.described for run in runs),
         *((name for name in run.tests if name.startswith(cut)) for run in runs),
@@ -396,6 +399,11 @@ def _holds(runs: Sequence[Run], spoiled: Spoiled) -> frozenset[str]:
         ran = ever if version < 2 else ever & run.tests.keys()
         lost |= ran - run.passed - tests - loose
     return frozenset(holds - lost)
+
+
+def _wrong(instance: Instance, runs: Sequence[Run], spoiled: Spoiled) -> str:
+    """Why these runs earn nothing."""
+    return _missing(instance, _listed(instance, runs, _holds(runs, spoiled))) or _forged(runs, spoiled)
 
 
 def _forged(runs: Sequence[Run], spoiled: Spoiled) -> str:

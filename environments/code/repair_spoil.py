@@ -13,9 +13,9 @@ inherited, or made as the file is run) are wrapped at the end of the file.
 
 This file is run by the sandbox's own Python (3.8 or later) as ``python3 -I -S -B`` before any code under test
 is; it imports nothing of AgentGym. Standard input is JSON: ``root`` (the repository), ``tests`` (their names,
-as pytest writes them, or those of functions without a file), ``files`` (where functions are that are named
-without one), ``most`` (those of the tests that count most) and ``more`` (how many further versions there
-are). Standard output is JSON: ``texts`` (the versions, the new content by file),
+as pytest writes them, or those of functions without a file), ``places`` (files where functions are that are
+named without one), ``most`` (those of the tests that count most) and ``more`` (how many further versions
+there are). Standard output is JSON: ``texts`` (the versions, the new content by file),
 ``spoiled`` (for each, the tests that have to fail in it) and ``loose`` (tests that could not be looked for:
 they may be spoiled with another one in either).
 """
@@ -117,7 +117,7 @@ class File:
         returns = [node for node in inside if isinstance(node, ast.Return)]
         last = function.body[-1]
         if not returns:
-            edits = [edit for node in _checks(function.body) for edit in [self._other_literal(node)] if edit]
+            edits = [edit for node in _checks(function.body) for edit in [self._unequal(node)] if edit]
             if edits:
                 return [_RANDOM.choice(edits)]
         places: list[tuple[ast.stmt, int]] = [(node, node.lineno) for node in returns]
@@ -141,8 +141,8 @@ class File:
         before = self.content[start : start + node.col_offset].decode("utf-8")
         return None if before.strip() else before
 
-    def _other_literal(self, last: ast.stmt) -> Edit | None:
-        """Change a literal that a statement compares with."""
+    def _unequal(self, last: ast.stmt) -> Edit | None:
+        """Change one side of what a statement compares: a literal in it, or all of it if there is none."""
         sides: list[ast.expr] = []
         if isinstance(last, ast.Assert) and isinstance(last.test, ast.Compare):
             if len(last.test.ops) == 1 and isinstance(last.test.ops[0], ast.Eq):
@@ -153,23 +153,22 @@ class File:
                 sides = last.value.args[:2]
         literal = [side for side in sides if _literal(side)]
         if len(sides) == 2 and not literal and not any(isinstance(side, ast.Starred) for side in sides):
-            return self._paired(sides[1])
+            # A pair is not equal to what one of it is equal to.
+            first, end = self._span(sides[1])
+            return first, end, f"({self.content[first:end].decode('utf-8')}, {_word()!r})"
         if len(sides) != 2 or len(literal) != 1:
             return None
         leaves = [(leaf, text) for leaf in _leaves(literal[0]) for text in [_other(leaf.value)] if text]
         if not leaves:
             return None
         leaf, text = _RANDOM.choice(leaves)
-        assert leaf.end_lineno is not None and leaf.end_col_offset is not None
-        first = self.starts[leaf.lineno - 1] + leaf.col_offset
-        return first, self.starts[leaf.end_lineno - 1] + leaf.end_col_offset, text
+        return (*self._span(leaf), text)
 
-    def _paired(self, side: ast.expr) -> Edit:
-        """Make a value a pair of it and a word, which is not equal to what it is equal to."""
-        assert side.end_lineno is not None and side.end_col_offset is not None
-        first = self.starts[side.lineno - 1] + side.col_offset
-        last = self.starts[side.end_lineno - 1] + side.end_col_offset
-        return first, last, f"({self.content[first:last].decode('utf-8')}, {_word()!r})"
+    def _span(self, node: ast.expr) -> tuple[int, int]:
+        """Where an expression begins and ends, in bytes."""
+        assert node.end_lineno is not None and node.end_col_offset is not None
+        first = self.starts[node.lineno - 1] + node.col_offset
+        return first, self.starts[node.end_lineno - 1] + node.end_col_offset
 
     def edited(self, edits: list[Edit], end: str) -> str:
         """The text after changes that do not overlap, and with something at its end.
@@ -376,5 +375,4 @@ def spoil(
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.stdin.buffer.read())
-    print(json.dumps(spoil(given.pop("root"), given.pop("tests"), given.pop("files"), **given)))
+    print(json.dumps(spoil(**json.loads(sys.stdin.buffer.read()))))

@@ -190,7 +190,7 @@ def test_exactly_the_spoiled_tests_fail(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\npython_classes = Test* *Cases\n")
     before = run(tmp_path)
     assert [name for name, outcome in before.items() if outcome != "passed"] == [] and len(before) > 35
-    task = {"root": str(tmp_path), "tests": list(before), "files": []}
+    task = {"root": str(tmp_path), "tests": list(before), "places": []}
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-B", str(SPOILER)],
         input=json.dumps(task), capture_output=True, text=True, check=True,
