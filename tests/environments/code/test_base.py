@@ -317,15 +317,21 @@ def test_an_environment_may_be_closed_in_the_middle_of_a_step(env: Counting) -> 
     assert {record.id for record in records.listed() if record.pid == os.getpid()} <= before
 
 
+async def submitting(env: Counting) -> asyncio.Task[Any]:
+    """The last step of an episode, which has handed its artifact in."""
+    await env.areset(seed=0)
+    await env.astep(call("sh", command="echo 42 > answer"))
+    step = asyncio.create_task(env.astep(call("submit")))
+    while env._handed is None:  # noqa: ASYNC110 - nobody tells when
+        await asyncio.sleep(0)
+    return step
+
+
 def test_an_environment_that_is_closed_while_it_scores_starts_nothing_more(env: Counting) -> None:
     before = {record.id for record in records.listed()}
 
     async def play() -> None:
-        await env.areset(seed=0)
-        await env.astep(call("sh", command="echo 42 > answer"))
-        step = asyncio.create_task(env.astep(call("submit")))
-        while env._handed is None:  # noqa: ASYNC110 - nobody tells when
-            await asyncio.sleep(0)
+        step = await submitting(env)
         await env.aclose()
         await asyncio.wait([step], timeout=60)
         with pytest.raises(EnvironmentFailed, match="closed"):
@@ -353,11 +359,7 @@ def test_a_step_that_a_reset_broke_off_has_no_score(env: Counting) -> None:
 
 def test_a_scoring_that_was_broken_off_is_no_score(env: Counting) -> None:
     async def play() -> None:
-        await env.areset(seed=0)
-        await env.astep(call("sh", command="echo 42 > answer"))
-        step = asyncio.create_task(env.astep(call("submit")))
-        while env._handed is None:  # noqa: ASYNC110 - nobody tells when
-            await asyncio.sleep(0)
+        step = await submitting(env)
         step.cancel()
         await asyncio.wait([step])
         assert step.cancelled()
